@@ -1,0 +1,55 @@
+//! The named time points of a start, in the order in which they are passed.
+//!
+//! Each is a reading of the host's CLOCK_MONOTONIC in nanoseconds. The shim and the monitor record
+//! them on every start; `forkvm ps --timings` and the benchmarks read them.
+
+use std::time::Duration;
+
+/// `Create` arrived at the shim.
+pub const CREATE_RECEIVED: &str = "create.received";
+/// The container's root file system is mounted and exported.
+pub const ROOTFS_MOUNTED: &str = "rootfs.mounted";
+/// The monitor's process exists (taken by the shim).
+pub const VMM_SPAWNED: &str = "vmm.spawned";
+/// The monitor has read its launch request.
+pub const VMM_LAUNCHED: &str = "vmm.launched";
+/// The template's memory is mapped and its state is read.
+pub const TEMPLATE_MAPPED: &str = "template.mapped";
+/// KVM has a virtual machine with its memory slots and vCPUs.
+pub const VM_CREATED: &str = "vm.created";
+/// Devices, vCPUs, interrupt controllers and clock are restored.
+pub const STATE_RESTORED: &str = "state.restored";
+/// The first KVM_RUN of vCPU 0 is about to be entered.
+pub const VCPU_ENTERED: &str = "vcpu.entered";
+/// vCPU 0 has come back from its first exit: the guest has executed instructions.
+pub const VCPU_FIRST_EXIT: &str = "vcpu.first_exit";
+/// The agent's answer to Create has arrived: identity applied, container made.
+pub const AGENT_ANSWERED: &str = "agent.answered";
+/// `Create` is answered.
+pub const CREATE_DONE: &str = "create.done";
+/// `Start` arrived at the shim.
+pub const START_RECEIVED: &str = "start.received";
+/// The agent has executed the container's process.
+pub const PROCESS_STARTED: &str = "process.started";
+
+/// All of them in order.
+pub const ALL: &[&str] = &[
+    CREATE_RECEIVED,
+    ROOTFS_MOUNTED,
+    VMM_SPAWNED,
+    VMM_LAUNCHED,
+    TEMPLATE_MAPPED,
+    VM_CREATED,
+    STATE_RESTORED,
+    VCPU_ENTERED,
+    VCPU_FIRST_EXIT,
+    AGENT_ANSWERED,
+    CREATE_DONE,
+    START_RECEIVED,
+    PROCESS_STARTED,
+];
+
+/// Nanoseconds of a duration, as a time point is written down.
+pub fn nanoseconds(reading: Duration) -> u64 {
+    u64::try_from(reading.as_nanos()).unwrap_or(u64::MAX)
+}

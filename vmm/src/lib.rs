@@ -1,0 +1,1 @@
+//! forkvm's monitor as a library.

@@ -1,0 +1,3 @@
+//! forkvm's monitor: one process for each microVM.
+
+fn main() {}
