@@ -1,1 +1,3 @@
 //! forkvm's monitor as a library.
+
+pub mod control;
