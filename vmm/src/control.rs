@@ -7,6 +7,12 @@
 //! them. The first packet is [`Request::Launch`]. When the launcher closes its end the monitor
 //! exits, whatever its guest does.
 
+pub mod monitor;
+pub mod socket;
+
+pub use monitor::Monitor;
+pub use socket::Socket;
+
 use serde::{Deserialize, Serialize};
 
 /// Upper bound of a packet's length in bytes.
