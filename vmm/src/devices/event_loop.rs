@@ -2,16 +2,20 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::virtio::{Interrupt, VirtioDevice};
+use super::virtio::{Interrupt, QueueError, VirtioDevice};
 
 /// Events taken from the kernel at once.
 const BATCH: usize = 32;
+
+/// A guest can reset and break a device again and again; the log is not its to fill.
+const MAX_BREAKAGES_LOGGED: u32 = 8;
 
 /// Value of an epoll event that ends the thread; no device has this slot.
 const STOP: u64 = u64::MAX;
@@ -35,7 +39,8 @@ impl Registrar {
     pub fn add(&self, source: BorrowedFd<'_>, token: u32, interest: EventSet) -> io::Result<()> {
         let value = (self.slot as u64) << SLOT_SHIFT | u64::from(token);
         let event = EpollEvent::new(interest | EventSet::EDGE_TRIGGERED, value);
-        self.epoll.ctl(ControlOperation::Add, source.as_raw_fd(), event)
+        self.epoll
+            .ctl(ControlOperation::Add, source.as_raw_fd(), event)
     }
 }
 
@@ -53,13 +58,167 @@ struct Slot {
     interrupt: Interrupt,
     /// What the driver's notifications signal, one for each queue.
     notifications: Vec<Arc<EventFd>>,
+    /// How often the driver has broken this device; see [`MAX_BREAKAGES_LOGGED`].
+    breakages: AtomicU32,
 }
 
-/// One thread, and the devices that work in it, one at a time.
+impl Slot {
+    /// Runs `work` on the device if it is active, and takes it out of service if the driver has
+    /// broken the rules of a ring.
+    fn run(&self, work: impl FnOnce(&mut dyn VirtioDevice) -> Result<(), QueueError>) {
+        let mut device = lock(&self.device);
+        if device.queues().is_empty() {
+            return;
+        }
+        if let Err(error) = work(&mut *device) {
+            device.reset();
+            self.interrupt.signal_needs_reset();
+            if self.breakages.fetch_add(1, Ordering::Relaxed) < MAX_BREAKAGES_LOGGED {
+                log::warn!("device {} is out of service: {error}", device.device_type());
+            }
+        }
+    }
+}
+
+/// One thread, and the devices that work in it, one event at a time.
 pub(super) struct EventLoop {
     name: &'static str,
     epoll: Arc<Epoll>,
     stop: EventFd,
-    slots: Vec<Slot>,
-    thread: Option<JoinHandle<Vec<Slot>>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    slots: Vec<Arc<Slot>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EventLoop {
+    /// A loop without devices, not started. `name` is the thread's.
+    pub(super) fn new(name: &'static str) -> io::Result<Self> {
+        let epoll = Arc::new(Epoll::new()?);
+        let stop = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+        epoll.ctl(
+            ControlOperation::Add,
+            stop.as_raw_fd(),
+            EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, STOP),
+        )?;
+        Ok(Self {
+            name,
+            epoll,
+            stop,
+            state: Mutex::default(),
+        })
+    }
+
+    /// What the device that is added next uses to register its own descriptors.
+    pub(super) fn next_registrar(&self) -> Registrar {
+        Registrar {
+            epoll: Arc::clone(&self.epoll),
+            slot: lock(&self.state).slots.len(),
+        }
+    }
+
+    /// Adds a device; `notifications` has one eventfd for each of its queues.
+    pub(super) fn add(
+        &self,
+        device: SharedDevice,
+        interrupt: Interrupt,
+        notifications: Vec<Arc<EventFd>>,
+    ) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        let slot = (state.slots.len() as u64) << SLOT_SHIFT;
+        for (index, notification) in notifications.iter().enumerate() {
+            // Edge-triggered, so that nobody has to read the eventfd: every write to it, by the
+            // kernel or by a vCPU's thread, is an event, whatever count it has.
+            self.epoll.ctl(
+                ControlOperation::Add,
+                notification.as_raw_fd(),
+                EpollEvent::new(
+                    EventSet::IN | EventSet::EDGE_TRIGGERED,
+                    slot | QUEUE | index as u64,
+                ),
+            )?;
+        }
+        let breakages = AtomicU32::new(0);
+        state.slots.push(Arc::new(Slot {
+            device,
+            interrupt,
+            notifications,
+            breakages,
+        }));
+        Ok(())
+    }
+
+    /// Starts the thread. It looks into every queue once before it waits for events.
+    pub(super) fn start(&self) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        if state.thread.is_some() {
+            return Ok(());
+        }
+        let epoll = Arc::clone(&self.epoll);
+        let slots = state.slots.clone();
+        let thread = std::thread::Builder::new()
+            .name(self.name.into())
+            .spawn(move || run(&epoll, &slots))?;
+        state.thread = Some(thread);
+        Ok(())
+    }
+
+    /// Ends the thread after the event it is processing.
+    pub(super) fn stop(&self) -> io::Result<()> {
+        let Some(thread) = lock(&self.state).thread.take() else {
+            return Ok(());
+        };
+        self.stop.write(1)?;
+        thread
+            .join()
+            .map_err(|_| io::Error::other(format!("thread {} panicked", self.name)))
+    }
+}
+
+impl Drop for EventLoop {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            log::error!("{error}");
+        }
+    }
+}
+
+fn run(epoll: &Epoll, slots: &[Arc<Slot>]) {
+    // Whatever was made available while no thread was there to be told. After a fork that is
+    // nothing, as the queues were drained behind the last instruction of the template's vCPUs;
+    // but a queue that was missed would hang for ever, and looking costs one read.
+    for slot in slots {
+        for index in 0..slot.notifications.len() {
+            slot.run(|device| device.process_queue(index));
+        }
+    }
+    let mut events = [EpollEvent::default(); BATCH];
+    loop {
+        let count = match epoll.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                log::error!("devices stop: epoll: {error}");
+                return;
+            }
+        };
+        for event in &events[..count] {
+            let value = event.data();
+            if value == STOP {
+                return;
+            }
+            let Some(slot) = slots.get((value >> SLOT_SHIFT) as usize) else {
+                continue;
+            };
+            let low = value as u32;
+            if value & QUEUE != 0 {
+                slot.run(|device| device.process_queue(low as usize));
+            } else {
+                slot.run(|device| device.process_source(low, event.event_set()));
+            }
+        }
+    }
 }

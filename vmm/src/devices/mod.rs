@@ -1,4 +1,421 @@
-//! The devices of a machine.
+//! The devices of a machine: a fixed set of virtio devices in fixed slots, so that a template has
+//! booted with every device that a child may need. `docs/devices.md` tells how one is added.
 
+pub mod console;
 pub mod event_loop;
+pub mod fs;
+pub mod net;
+pub mod rng;
 pub mod virtio;
+pub mod vsock;
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use console::{Console, ConsoleState};
+use event_loop::{EventLoop, SharedDevice, lock};
+use net::{Net, NetState};
+use rng::{Rng, RngState};
+use virtio::mmio::{self, MmioTransport, TransportArgs, TransportState};
+use virtio::{DrainError, InterruptLine, Persist};
+use vsock::{Vsock, VsockArgs, VsockState};
+
+use crate::memory::GuestMemory;
+
+/// Guest-physical address of the registers of slot 0. Each slot has one page.
+pub const MMIO_BASE: u64 = 0xd000_0000;
+/// Bytes of registers of a slot.
+pub const MMIO_SIZE: u64 = 0x1000;
+/// Interrupt input (GSI) of slot 0; the others follow.
+pub const FIRST_GSI: u32 = 5;
+/// Number of network devices.
+pub const NET_SLOTS: u8 = 2;
+
+/// Slots in their order. The number is part of the templates' format.
+#[derive(Clone, Copy)]
+#[repr(usize)]
+enum Slot {
+    Vsock = 0,
+    Rng = 2,
+    Console = 3,
+    /// The first of [`NET_SLOTS`].
+    Net = 4,
+}
+
+/// Number of slots.
+const SLOTS: usize = Slot::Net as usize + NET_SLOTS as usize;
+
+/// Errors of the devices as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The process has no descriptors or threads left.
+    #[error("cannot set up the devices: {0}")]
+    Setup(#[from] io::Error),
+    /// KVM refused to connect a device.
+    #[error("cannot connect device {slot} to KVM: {source}")]
+    Kvm {
+        /// The device's slot.
+        slot: usize,
+        /// KVM's error.
+        source: kvm_ioctls::Error,
+    },
+    /// The state of a device does not fit it.
+    #[error("cannot restore device {slot}: {source}")]
+    Restore {
+        /// The device's slot.
+        slot: usize,
+        /// What does not fit.
+        source: mmio::RestoreError,
+    },
+    /// The state has another number of network devices.
+    #[error("state has {saved} network devices, this monitor has {NET_SLOTS}")]
+    NetDevices {
+        /// In the state.
+        saved: usize,
+    },
+    /// A device cannot be brought to rest.
+    #[error("device {slot} cannot be frozen: {source}")]
+    Drain {
+        /// The device's slot.
+        slot: usize,
+        /// What is in flight.
+        source: DrainError,
+    },
+    /// The driver has broken a device and not reset it.
+    #[error("device {slot} cannot be frozen: its driver has broken it")]
+    OutOfService {
+        /// The device's slot.
+        slot: usize,
+    },
+    /// A connection to the guest cannot be made.
+    #[error("cannot connect to vsock port {port}: {source}")]
+    Connect {
+        /// The guest's port.
+        port: u32,
+        /// Why not.
+        source: vsock::ConnectError,
+    },
+    /// Backends for which there is no device.
+    #[error("{0} taps for {NET_SLOTS} network devices")]
+    Taps(usize),
+}
+
+impl From<Infallible> for Error {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+/// What this VM's devices work on. A template has none of it.
+#[derive(Default)]
+pub struct Backends {
+    /// What the file server shows.
+    pub exports: Vec<fs::Export>,
+    /// A regular file for what the guest prints.
+    pub console: Option<File>,
+    /// One tap for each network device, from the first.
+    pub taps: Vec<File>,
+}
+
+/// The state of all devices, saved in a template.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DevicesState {
+    vsock: (TransportState, VsockState),
+    rng: (TransportState, RngState),
+    console: (TransportState, ConsoleState),
+    net: Vec<(TransportState, NetState)>,
+}
+
+/// The devices of one machine. vCPUs' threads, the control thread and the devices' own threads
+/// share it.
+pub struct Devices {
+    memory: Arc<GuestMemory>,
+    /// By slot.
+    transports: [Option<MmioTransport>; SLOTS],
+    vsock: Arc<Mutex<Vsock>>,
+    rng: Arc<Mutex<Rng>>,
+    console: Arc<Mutex<Console>>,
+    net: Vec<Arc<Mutex<Net>>>,
+    event_loop: EventLoop,
+}
+
+/// Connects interrupts and notifications of a slot to the machine.
+trait Wiring {
+    fn line(&self, slot: usize) -> Result<Box<dyn InterruptLine>, Error>;
+    fn notify(&self, slot: usize, queue: u32, event: &EventFd) -> Result<(), Error>;
+}
+
+impl Wiring for Arc<VmFd> {
+    fn line(&self, slot: usize) -> Result<Box<dyn InterruptLine>, Error> {
+        let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+        self.register_irqfd(&event, FIRST_GSI + slot as u32)
+            .map_err(|source| Error::Kvm { slot, source })?;
+        Ok(Box::new(event))
+    }
+
+    fn notify(&self, slot: usize, queue: u32, event: &EventFd) -> Result<(), Error> {
+        let address = IoEventAddress::Mmio(slot_address(slot) + mmio::QUEUE_NOTIFY);
+        self.register_ioevent(event, &address, queue)
+            .map_err(|source| Error::Kvm { slot, source })
+    }
+}
+
+fn slot_address(slot: usize) -> u64 {
+    MMIO_BASE + slot as u64 * MMIO_SIZE
+}
+
+impl Devices {
+    /// The devices of a machine that boots.
+    pub fn new(memory: GuestMemory, vm: Arc<VmFd>, backends: Backends) -> Result<Self, Error> {
+        Self::assemble(memory, &vm, backends, None)
+    }
+
+    /// The devices of a fork, as they were when `state` was saved, on this child's backends. The
+    /// guest does not notice. Guest memory is not touched.
+    pub fn restore(
+        memory: GuestMemory,
+        vm: Arc<VmFd>,
+        backends: Backends,
+        state: &DevicesState,
+    ) -> Result<Self, Error> {
+        Self::assemble(memory, &vm, backends, Some(state))
+    }
+
+    fn assemble(
+        memory: GuestMemory,
+        wiring: &impl Wiring,
+        backends: Backends,
+        state: Option<&DevicesState>,
+    ) -> Result<Self, Error> {
+        if backends.taps.len() > NET_SLOTS.into() {
+            return Err(Error::Taps(backends.taps.len()));
+        }
+        if let Some(state) = state
+            && state.net.len() != usize::from(NET_SLOTS)
+        {
+            return Err(Error::NetDevices {
+                saved: state.net.len(),
+            });
+        }
+        let event_loop = EventLoop::new("devices")?;
+        // Slot 0 of the loop: the first device added to it below.
+        let args = VsockArgs {
+            registrar: event_loop.next_registrar(),
+        };
+        let vsock = match state {
+            Some(state) => Vsock::restore(args, &state.vsock.1)?,
+            None => Vsock::new(args),
+        };
+        let rng = match state {
+            Some(state) => Rng::restore((), &state.rng.1)?,
+            None => Rng::default(),
+        };
+        let console = match state {
+            Some(state) => Console::restore(backends.console, &state.console.1)?,
+            None => Console::new(backends.console),
+        };
+        let mut net = Vec::new();
+        for slot in 0..NET_SLOTS {
+            let device = match state {
+                Some(state) => Net::restore(slot, &state.net[usize::from(slot)].1)?,
+                None => Net::new(slot),
+            };
+            net.push(Arc::new(Mutex::new(device)));
+        }
+        let mut devices = Self {
+            memory: Arc::new(memory),
+            transports: [const { None }; SLOTS],
+            vsock: Arc::new(Mutex::new(vsock)),
+            rng: Arc::new(Mutex::new(rng)),
+            console: Arc::new(Mutex::new(console)),
+            net,
+            event_loop,
+        };
+        let vsock = Arc::clone(&devices.vsock);
+        devices.plug(
+            Slot::Vsock as usize,
+            vsock,
+            wiring,
+            state.map(|state| &state.vsock.0),
+        )?;
+        let rng = Arc::clone(&devices.rng);
+        devices.plug(
+            Slot::Rng as usize,
+            rng,
+            wiring,
+            state.map(|state| &state.rng.0),
+        )?;
+        let console = Arc::clone(&devices.console);
+        devices.plug(
+            Slot::Console as usize,
+            console,
+            wiring,
+            state.map(|state| &state.console.0),
+        )?;
+        for index in 0..devices.net.len() {
+            let net = Arc::clone(&devices.net[index]);
+            let state = state.map(|state| &state.net[index].0);
+            devices.plug(Slot::Net as usize + index, net, wiring, state)?;
+        }
+        Ok(devices)
+    }
+
+    /// Puts a device into its slot and into its event loop.
+    fn plug(
+        &mut self,
+        slot: usize,
+        device: SharedDevice,
+        wiring: &impl Wiring,
+        state: Option<&TransportState>,
+    ) -> Result<(), Error> {
+        let queues = lock(&device).queue_sizes().len() as u32;
+        let mut notifications = Vec::new();
+        for queue in 0..queues {
+            let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+            wiring.notify(slot, queue, &event)?;
+            notifications.push(Arc::new(event));
+        }
+        let line = wiring.line(slot)?;
+        let memory = Arc::clone(&self.memory);
+        let events = notifications.clone();
+        let shared = Arc::clone(&device);
+        let transport = match state {
+            None => MmioTransport::new(device, memory, line, notifications),
+            Some(state) => {
+                let args = TransportArgs {
+                    device,
+                    memory,
+                    line,
+                    notifications,
+                };
+                MmioTransport::restore(args, state)
+                    .map_err(|source| Error::Restore { slot, source })?
+            }
+        };
+        self.event_loop
+            .add(shared, transport.interrupt().clone(), events)?;
+        self.transports[slot] = Some(transport);
+        Ok(())
+    }
+
+    /// What the kernel's command line says about the devices, one word each.
+    pub fn kernel_cmdline(&self) -> Vec<String> {
+        self.plugged()
+            .map(|(slot, _)| {
+                let gsi = FIRST_GSI + slot as u32;
+                format!("virtio_mmio.device=4K@{:#x}:{gsi}", slot_address(slot))
+            })
+            .collect()
+    }
+
+    fn plugged(&self) -> impl Iterator<Item = (usize, &MmioTransport)> {
+        self.transports
+            .iter()
+            .enumerate()
+            .filter_map(|(slot, transport)| transport.as_ref().map(|transport| (slot, transport)))
+    }
+
+    /// A vCPU reads `data.len()` bytes at guest-physical address `address`. Where no device is it
+    /// reads ones, as on a bus that nobody drives.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        match self.locate(address) {
+            Some((transport, offset)) => transport.read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// A vCPU writes `data` at guest-physical address `address`. Where no device is it is ignored.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) {
+        if let Some((transport, offset)) = self.locate(address) {
+            transport.write(offset, data);
+        }
+    }
+
+    fn locate(&self, address: u64) -> Option<(&MmioTransport, u64)> {
+        let offset = address.checked_sub(MMIO_BASE)?;
+        let slot = usize::try_from(offset / MMIO_SIZE).ok()?;
+        Some((self.transports.get(slot)?.as_ref()?, offset % MMIO_SIZE))
+    }
+
+    /// Connects `stream` to a vsock port of the guest. Bytes and half-closes pass both ways. If
+    /// the guest refuses, `stream` is closed. Does not wait for the guest.
+    pub fn connect(&self, port: u32, stream: UnixStream) -> Result<(), Error> {
+        lock(&self.vsock)
+            .connect(port, stream)
+            .map_err(|source| Error::Connect { port, source })
+    }
+
+    /// Starts the devices' threads. Interrupt controllers and vCPUs have their state by now, as a
+    /// restored device may interrupt at once.
+    pub fn start(&self) -> Result<(), Error> {
+        for (_, transport) in self.plugged() {
+            transport.repeat_interrupt();
+        }
+        Ok(self.event_loop.start()?)
+    }
+
+    /// Brings all devices to rest: stops their threads and completes what the guest has asked
+    /// for. vCPUs are paused before, so that nothing new comes, and the interrupt controllers are
+    /// saved afterwards. An error names what is in flight; [`start`](Self::start) goes on then.
+    pub fn quiesce(&self) -> Result<(), Error> {
+        self.event_loop.stop()?;
+        let devices = [
+            (
+                Slot::Vsock as usize,
+                Arc::clone(&self.vsock) as SharedDevice,
+            ),
+            (Slot::Rng as usize, Arc::clone(&self.rng) as SharedDevice),
+            (
+                Slot::Console as usize,
+                Arc::clone(&self.console) as SharedDevice,
+            ),
+        ];
+        let net = self.net.iter().enumerate().map(|(index, device)| {
+            (
+                Slot::Net as usize + index,
+                Arc::clone(device) as SharedDevice,
+            )
+        });
+        for (slot, device) in devices.into_iter().chain(net) {
+            lock(&device)
+                .drain()
+                .map_err(|source| Error::Drain { slot, source })?;
+        }
+        match self
+            .plugged()
+            .find(|(_, transport)| transport.interrupt().needs_reset())
+        {
+            Some((slot, _)) => Err(Error::OutOfService { slot }),
+            None => Ok(()),
+        }
+    }
+
+    /// The state of all devices, after [`quiesce`](Self::quiesce).
+    pub fn save(&self) -> Result<DevicesState, Error> {
+        let transport = |slot: usize| {
+            self.transports[slot]
+                .as_ref()
+                .map(Persist::save)
+                .ok_or_else(|| io::Error::other(format!("slot {slot} is empty")))
+        };
+        let net = self.net.iter().enumerate().map(|(index, device)| {
+            Ok((transport(Slot::Net as usize + index)?, lock(device).save()))
+        });
+        Ok(DevicesState {
+            vsock: (transport(Slot::Vsock as usize)?, lock(&self.vsock).save()),
+            rng: (transport(Slot::Rng as usize)?, lock(&self.rng).save()),
+            console: (
+                transport(Slot::Console as usize)?,
+                lock(&self.console).save(),
+            ),
+            net: net.collect::<Result<_, Error>>()?,
+        })
+    }
+}

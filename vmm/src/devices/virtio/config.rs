@@ -17,14 +17,20 @@ pub struct ConfigSpace {
 impl ConfigSpace {
     /// A space with this content, little-endian as the device's section of virtio 1.2 lays it out.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes: Mutex::new(bytes), generation: AtomicU32::new(0) }
+        Self {
+            bytes: Mutex::new(bytes),
+            generation: AtomicU32::new(0),
+        }
     }
 
     /// Fills `data` from `offset`. What lies behind the end reads as zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(tail) = usize::try_from(offset).ok().and_then(|start| bytes.get(start..)) else {
+        let Some(tail) = usize::try_from(offset)
+            .ok()
+            .and_then(|start| bytes.get(start..))
+        else {
             return;
         };
         let length = tail.len().min(data.len());

@@ -36,11 +36,11 @@ struct Shared {
 }
 
 impl Interrupt {
-    /// An interrupt on `line`, with the reasons in `status` not yet acknowledged.
-    pub(super) fn new(line: Box<dyn InterruptLine>, status: u32) -> Self {
+    /// An interrupt on `line`, with no reason yet.
+    pub(crate) fn new(line: Box<dyn InterruptLine>) -> Self {
         Self(Arc::new(Shared {
             line,
-            status: AtomicU32::new(status & (USED_RING | CONFIG)),
+            status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
         }))
     }
@@ -81,11 +81,18 @@ impl Interrupt {
         self.0.status.load(Ordering::SeqCst)
     }
 
+    /// Sets the reasons that the driver had not acknowledged when the state was saved.
+    pub(super) fn restore_status(&self, status: u32) {
+        self.0
+            .status
+            .store(status & (USED_RING | CONFIG), Ordering::SeqCst);
+    }
+
     pub(super) fn acknowledge(&self, reasons: u32) {
         self.0.status.fetch_and(!reasons, Ordering::SeqCst);
     }
 
-    pub(super) fn needs_reset(&self) -> bool {
+    pub(crate) fn needs_reset(&self) -> bool {
         self.0.needs_reset.load(Ordering::Acquire)
     }
 

@@ -5,6 +5,7 @@
 
 mod config;
 mod interrupt;
+pub mod mmio;
 mod queue;
 
 pub use config::ConfigSpace;

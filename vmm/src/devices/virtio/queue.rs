@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::Interrupt;
 use crate::memory::GuestMemory;
 
@@ -27,14 +29,6 @@ pub enum QueueError {
         head: u16,
         /// Number of descriptors.
         size: u16,
-    },
-    /// A saved state that no queue of this device could have had.
-    #[error("virtqueue: saved state has a maximal size of {saved}, the device's is {expected}")]
-    SavedSize {
-        /// In the state.
-        saved: u16,
-        /// The device's.
-        expected: u16,
     },
 }
 
@@ -122,16 +116,26 @@ pub struct Virtqueue {
     queue: Queue,
     memory: Arc<GuestMemory>,
     interrupt: Interrupt,
+    notification: Arc<EventFd>,
+    /// Whether chains were given back since the last signal.
+    unsignalled: bool,
 }
 
 impl Virtqueue {
     /// A queue with this state. Does not touch guest memory.
-    pub(super) fn new(
+    pub(crate) fn new(
         state: &QueueState,
         memory: Arc<GuestMemory>,
         interrupt: Interrupt,
+        notification: Arc<EventFd>,
     ) -> Result<Self, QueueError> {
-        Ok(Self { queue: Queue::try_from(state)?, memory, interrupt })
+        Ok(Self {
+            queue: Queue::try_from(state)?,
+            memory,
+            interrupt,
+            notification,
+            unsignalled: false,
+        })
     }
 
     /// Guest memory.
@@ -168,12 +172,13 @@ impl Virtqueue {
     /// Gives a chain back to the driver. `written` is the number of bytes that the device wrote
     /// into its device-writable part, from its start (virtio 1.2, section 2.7.8).
     pub fn add_used(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        self.unsignalled = true;
         Ok(self.queue.add_used(&*self.memory, head, written)?)
     }
 
     /// Interrupts the driver if chains were given back since the last call and it wants to know.
     pub fn signal(&mut self) -> Result<(), QueueError> {
-        if self.queue.needs_notification(&*self.memory)? {
+        if std::mem::take(&mut self.unsignalled) && self.queue.needs_notification(&*self.memory)? {
             self.interrupt.signal_used();
         }
         Ok(())
@@ -187,6 +192,33 @@ impl Virtqueue {
         Ok(self.queue.enable_notification(&*self.memory)?)
     }
 
+    /// Serves the chains of a queue in which each is answered at once. `answer` returns the number
+    /// of bytes that it wrote into the chain. After as many chains as the queue is long the event
+    /// loop gets its turn. One interrupt is sent for all of them.
+    pub fn serve(&mut self, mut answer: impl FnMut(Chain) -> u32) -> Result<(), QueueError> {
+        for _ in 0..self.size() {
+            let Some(chain) = self.pop()? else { break };
+            let head = chain.head_index();
+            let written = answer(chain);
+            self.add_used(head, written)?;
+        }
+        if self.unsignalled {
+            self.signal()?;
+            if self.wait_for_more()? {
+                self.reschedule();
+            }
+        }
+        Ok(())
+    }
+
+    /// [`serve`](Self::serve) until the queue is empty. It ends only if the driver is at rest.
+    pub fn serve_all(&mut self, mut answer: impl FnMut(Chain) -> u32) -> Result<(), QueueError> {
+        while !self.is_empty()? {
+            self.serve(&mut answer)?;
+        }
+        Ok(())
+    }
+
     /// Whether the driver has made nothing available. Only reads guest memory.
     pub fn is_empty(&self) -> Result<bool, QueueError> {
         if !self.queue.ready() {
@@ -194,6 +226,14 @@ impl Virtqueue {
         }
         let available = self.queue.avail_idx(&*self.memory, Ordering::Acquire)?;
         Ok(available.0 == self.queue.next_avail())
+    }
+
+    /// Has the event loop process this queue again after what else is ready: a device that has
+    /// done a fair share calls it instead of going on for as long as the driver has work.
+    pub fn reschedule(&self) {
+        if let Err(error) = self.notification.write(1) {
+            log::error!("cannot reschedule a virtqueue: {error}");
+        }
     }
 
     /// The state to save.

@@ -1,0 +1,99 @@
+//! The device.
+
+use std::sync::Arc;
+
+use rustix::rand::{GetRandomFlags, getrandom};
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use vm_memory::Bytes;
+
+use crate::devices::virtio::{
+    Activation, Chain, ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue,
+};
+
+/// One queue, requestq. Linux has one buffer in it at a time.
+const QUEUES: [u16; 1] = [8];
+
+/// Most bytes given for one buffer, however large it is. A device may write fewer than asked for
+/// (virtio 1.2, section 5.4.6.1); a driver asks again.
+const MAX_BYTES: usize = 4096;
+
+/// Entropy device. Nothing of it is worth saving but its queue: what it gives after a fork is the
+/// host's, different in each child.
+#[derive(Default)]
+pub struct Rng {
+    queues: Vec<Virtqueue>,
+    config: Arc<ConfigSpace>,
+}
+
+impl VirtioDevice for Rng {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn features(&self) -> u64 {
+        F_EVENT_IDX
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUES
+    }
+
+    fn config(&self) -> Arc<ConfigSpace> {
+        Arc::clone(&self.config)
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        self.queues = activation.queues;
+    }
+
+    fn queues(&self) -> &[Virtqueue] {
+        &self.queues
+    }
+
+    fn reset(&mut self) {
+        self.queues.clear();
+    }
+
+    fn process_queue(&mut self, index: usize) -> Result<(), QueueError> {
+        self.queues
+            .get_mut(index)
+            .map_or(Ok(()), |queue| queue.serve(fill))
+    }
+
+    fn drain(&mut self) -> Result<(), DrainError> {
+        self.queues
+            .iter_mut()
+            .try_for_each(|queue| queue.serve_all(fill))?;
+        Ok(())
+    }
+}
+
+/// Fills the device-writable part of a chain, up to [`MAX_BYTES`]. Returns the number of bytes
+/// written, which ends at the first descriptor that does not lie in memory.
+fn fill(chain: Chain) -> u32 {
+    let mut random = [0; MAX_BYTES];
+    let mut written = 0;
+    for descriptor in chain.clone().writable() {
+        let wanted = (MAX_BYTES - written).min(descriptor.len() as usize);
+        let bytes = &mut random[..wanted];
+        // At most 256 bytes come without the chance of a short read (getrandom(2)).
+        for piece in bytes.chunks_mut(256) {
+            if let Err(error) = getrandom(&mut *piece, GetRandomFlags::empty()) {
+                log::error!("cannot get random bytes: {error}");
+                return written as u32;
+            }
+        }
+        if chain
+            .memory()
+            .write_slice(bytes, descriptor.addr())
+            .is_err()
+        {
+            break;
+        }
+        written += wanted;
+        if written == MAX_BYTES {
+            break;
+        }
+    }
+    written as u32
+}
