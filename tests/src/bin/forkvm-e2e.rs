@@ -1,0 +1,102 @@
+//! Runs forkvm's end-to-end cases through containerd and Docker on this machine, each on runc
+//! first and then on forkvm.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::{Parser, ValueEnum};
+use forkvm_tests::{
+    case::Case,
+    failure::Failure,
+    machine::{Machine, Runtime},
+    runner::{self, Plan, Summary},
+    table,
+};
+
+/// Runs forkvm's end-to-end cases through containerd and Docker, each on runc first.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Run only cases whose name contains one of these.
+    names: Vec<String>,
+    /// List the cases and run none.
+    #[arg(long)]
+    list: bool,
+    /// The runtimes to run on, in this order.
+    #[arg(long, value_delimiter = ',', default_value = "runc,forkvm")]
+    runtime: Vec<RuntimeName>,
+    /// How many cases run side by side.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    jobs: usize,
+    /// How long one case may take on one runtime.
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    limit: u64,
+    /// Folder for the logs of failed cases.
+    #[arg(long, default_value = "/var/log/forkvm-e2e", value_name = "FOLDER")]
+    logs: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RuntimeName {
+    Runc,
+    Forkvm,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(Summary { failed: 0, .. }) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(failure) => {
+            eprintln!("forkvm-e2e: error: {failure}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<Summary, Failure> {
+    let cases = selected(&arguments.names)?;
+    if arguments.list {
+        for case in &cases {
+            match case.why_forkvm_only() {
+                None => println!("{}", case.name()),
+                Some(reason) => println!("{}  (forkvm only: {reason})", case.name()),
+            }
+        }
+        return Ok(Summary::default());
+    }
+    let runtimes: Vec<Runtime> = arguments
+        .runtime
+        .iter()
+        .map(|name| match name {
+            RuntimeName::Runc => Runtime::Runc,
+            RuntimeName::Forkvm => Runtime::Forkvm,
+        })
+        .collect();
+    let plan = Plan {
+        runtimes,
+        jobs: arguments.jobs,
+        case_limit: Duration::from_secs(arguments.limit),
+        logs: arguments.logs.clone(),
+    };
+    let machine = Machine::look(&plan.runtimes, Instant::now() + plan.case_limit)?;
+    let summary = runner::run(&plan, &machine, &cases)?;
+    println!("{} passed, {} failed", summary.passed, summary.failed);
+    Ok(summary)
+}
+
+fn selected(names: &[String]) -> Result<Vec<Case>, Failure> {
+    let mut cases = table::cases();
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| !cases.iter().any(|case| case.name().contains(*name)))
+    {
+        return Err(Failure::new(format!(
+            "no case has '{unknown}' in its name; see --list"
+        )));
+    }
+    cases.retain(|case| names.is_empty() || names.iter().any(|name| case.name().contains(name)));
+    Ok(cases)
+}

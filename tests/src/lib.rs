@@ -1,0 +1,13 @@
+//! forkvm's end-to-end cases and figures: what `forkvm-e2e` and `forkvm-figures` are made of.
+//! docs/testing.md and docs/measuring.md say how to use and extend them.
+
+pub mod case;
+pub mod config_file;
+pub mod container;
+pub mod failure;
+pub mod leak;
+pub mod machine;
+pub mod process;
+pub mod runner;
+pub mod scene;
+pub mod table;

@@ -1,0 +1,236 @@
+//! Runs the table: cases that may run side by side first, then those that run alone, and at the
+//! end looks for what is left behind.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    case::Case,
+    failure::Failure,
+    leak::Inventory,
+    machine::{Machine, Runtime},
+    process,
+    scene::Scene,
+};
+
+/// How long what ends by itself may take before it counts as left behind.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// How the table is run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The runtimes, in this order.
+    pub runtimes: Vec<Runtime>,
+    /// How many cases run side by side.
+    pub jobs: usize,
+    /// How long one case may take on one runtime.
+    pub case_limit: Duration,
+    /// Where the logs of failed cases go.
+    pub logs: PathBuf,
+}
+
+/// Counts of cases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Cases that held on every runtime.
+    pub passed: usize,
+    /// The others.
+    pub failed: usize,
+}
+
+impl Summary {
+    fn count(&mut self, passed: bool) {
+        if passed {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
+    }
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    machine: &'a Machine,
+    width: usize,
+    summary: Mutex<Summary>,
+}
+
+/// Runs `cases` and prints a line for each.
+///
+/// # Errors
+/// When the machine cannot be looked at; failures of cases are in the summary.
+pub fn run(plan: &Plan, machine: &Machine, cases: &[Case]) -> Result<Summary, Failure> {
+    let (alone, together): (Vec<&Case>, Vec<&Case>) =
+        cases.iter().partition(|case| case.is_alone());
+    let run = Run {
+        plan,
+        machine,
+        width: cases
+            .iter()
+            .map(|case| case.name().len())
+            .max()
+            .unwrap_or(0),
+        summary: Mutex::default(),
+    };
+    let before = Inventory::take(Instant::now() + plan.case_limit)?;
+
+    let queue = Mutex::new(VecDeque::from(together));
+    let next = || {
+        queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    };
+    thread::scope(|scope| {
+        for _ in 0..plan.jobs.max(1) {
+            scope.spawn(|| {
+                while let Some(case) = next() {
+                    run.case(case);
+                }
+            });
+        }
+    });
+    for case in alone {
+        run.case(case);
+    }
+    run.look_for_leaks(&before)?;
+    let summary = *run.summary();
+    Ok(summary)
+}
+
+impl Run<'_> {
+    fn summary(&self) -> std::sync::MutexGuard<'_, Summary> {
+        self.summary.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a case on each runtime, the first failure ends it.
+    fn case(&self, case: &Case) {
+        let mut times = Vec::new();
+        for &runtime in &self.plan.runtimes {
+            if !case.runs_on(runtime) {
+                continue;
+            }
+            let began = Instant::now();
+            let wall_clock = SystemTime::now();
+            let result = self.case_on(case, runtime);
+            let took = began.elapsed().as_secs_f32();
+            match result {
+                Ok(()) => times.push(format!("{} {took:.1} s", runtime.name())),
+                Err(failure) => {
+                    let logs = self.keep_logs(case, runtime, wall_clock);
+                    let wrong = match runtime {
+                        Runtime::Runc => "wrong case, it fails on runc: ",
+                        Runtime::Forkvm => "",
+                    };
+                    let (name, runtime) = (case.name(), runtime.name());
+                    let text = format!(
+                        "FAIL  {name}  ({runtime} {took:.1} s)\n{wrong}{failure}\nlogs:    {}",
+                        logs.display()
+                    );
+                    println!("{}", text.replace('\n', "\n      "));
+                    self.summary().count(false);
+                    return;
+                }
+            }
+        }
+        if !times.is_empty() {
+            let width = self.width;
+            println!("ok    {:width$}  {}", case.name(), times.join("  "));
+            self.summary().count(true);
+        }
+    }
+
+    fn case_on(&self, case: &Case, runtime: Runtime) -> Result<(), Failure> {
+        let deadline = Instant::now() + self.plan.case_limit;
+        let before = if case.is_alone() {
+            Some(Inventory::take(deadline)?)
+        } else {
+            None
+        };
+        let scene = Scene::new(case.name(), runtime, self.machine, deadline)?;
+        let result = case.run(&scene);
+        scene.clear();
+        drop(scene);
+        result?;
+        match before {
+            Some(before) => nothing_left(&before),
+            None => Ok(()),
+        }
+    }
+
+    fn look_for_leaks(&self, before: &Inventory) -> Result<(), Failure> {
+        let began = Instant::now();
+        let name = "nothing-left-behind";
+        match nothing_left(before) {
+            Ok(()) => {
+                let took = began.elapsed().as_secs_f32();
+                println!("ok    {name:width$}  {took:.1} s", width = self.width);
+                self.summary().count(true);
+            }
+            Err(failure) => {
+                println!(
+                    "FAIL  {name}\n      {}",
+                    failure.to_string().replace('\n', "\n      ")
+                );
+                self.summary().count(false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what may explain a failure into a folder of its own; gives the folder.
+    fn keep_logs(&self, case: &Case, runtime: Runtime, since: SystemTime) -> PathBuf {
+        let name = case.name().replace('/', "-");
+        let folder = self.plan.logs.join(format!("{name}-{}", runtime.name()));
+        if let Err(failure) = write_logs(&folder, &name, since) {
+            println!("      (logs of {name} could not be kept: {failure})");
+        }
+        folder
+    }
+}
+
+fn nothing_left(before: &Inventory) -> Result<(), Failure> {
+    let leaks = before.leaks(Instant::now() + SETTLE)?;
+    if leaks.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = leaks.iter().map(ToString::to_string).collect();
+    Err(Failure::new(format!("left behind:\n{}", lines.join("\n"))))
+}
+
+fn write_logs(folder: &Path, case: &str, since: SystemTime) -> Result<(), Failure> {
+    fs::create_dir_all(folder).map_err(Failure::io(folder.display()))?;
+    let seconds = since
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let journal = [
+        "journalctl",
+        "--no-pager",
+        "--output=short-precise",
+        &format!("--since=@{seconds}"),
+    ];
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let output = process::run(&journal.map(String::from), b"", deadline)?;
+    let path = folder.join("journal.txt");
+    fs::write(&path, output.stdout).map_err(Failure::io(path.display()))?;
+
+    let config = forkvm_config::Config::load().map_err(|error| Failure::new(error.to_string()))?;
+    let Ok(consoles) = fs::read_dir(&config.log.consoles) else {
+        return Ok(());
+    };
+    for console in consoles.flatten() {
+        let name = console.file_name().to_string_lossy().into_owned();
+        if name.contains(&format!("e2e-{case}-forkvm")) {
+            let to = folder.join(format!("console-{name}"));
+            fs::copy(console.path(), &to).map_err(Failure::io(to.display()))?;
+        }
+    }
+    Ok(())
+}

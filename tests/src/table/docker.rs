@@ -1,0 +1,203 @@
+//! What `docker` asks of a runtime.
+
+use crate::{
+    case::{Case, row, scenario},
+    container::{BUSYBOX, Client, docker},
+    failure::{Failure, ensure},
+    process,
+    scene::Scene,
+};
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        row(
+            "docker/run",
+            docker(BUSYBOX)
+                .option(&["--env", "A=b c", "--workdir", "/usr", "--user", "1000:1000"])
+                .sh("echo $A; pwd; id -u; echo err >&2; exit 42")
+                .exits(42)
+                .stdout("b c\n/usr\n1000\n")
+                .stderr("err\n"),
+        ),
+        row(
+            "docker/stdin",
+            docker(BUSYBOX)
+                .stdin("typed in\n")
+                .command(["cat"])
+                .stdout("typed in\n"),
+        ),
+        row(
+            "docker/hosts-hostname-and-resolv-conf",
+            docker(BUSYBOX)
+                .option(&["--hostname", "box-8", "--add-host", "other:192.0.2.7"])
+                .sh("cat /etc/hostname; hostname; cat /etc/hosts; test -s /etc/resolv.conf && echo resolv; \
+                     echo '# mine' >>/etc/hosts && tail -n 1 /etc/hosts")
+                .stdout_has([
+                    "box-8\nbox-8\n",
+                    "127.0.0.1\tlocalhost",
+                    "192.0.2.7\tother",
+                    "resolv\n# mine\n",
+                ]),
+        ),
+        row(
+            "docker/default-isolation",
+            docker(BUSYBOX)
+                .sh("grep -E '^(CapEff|Seccomp):' /proc/self/status; unshare -U true || echo refused; \
+                     cat /proc/self/cgroup; ls /sys/class/net")
+                .stdout("CapEff:\t00000000a80425fb\nSeccomp:\t2\nrefused\n0::/\nlo\n"),
+        ),
+        row(
+            "docker/read-only-with-tmpfs-and-no-capabilities",
+            docker(BUSYBOX)
+                .option(&["--read-only", "--tmpfs", "/scratch:size=1m", "--cap-drop", "ALL"])
+                .option(&["--shm-size", "8m", "--pids-limit", "50", "--memory", "64m"])
+                .sh("touch /x 2>/dev/null || echo read-only; touch /scratch/x && echo tmpfs; \
+                     grep CapEff: /proc/self/status; df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d' ' -f2; \
+                     cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/memory.max")
+                .stdout("read-only\ntmpfs\nCapEff:\t0000000000000000\n8192\n50\n67108864\n"),
+        ),
+        row(
+            "docker/init",
+            docker(BUSYBOX)
+                .option(&["--init"])
+                .sh("cat /proc/1/comm; exit 4")
+                .exits(4)
+                .stdout("docker-init\n"),
+        ),
+        scenario("docker/volumes", volumes),
+        scenario("docker/lifecycle", lifecycle),
+        scenario("docker/kill-and-rm-by-force", kill_and_remove),
+        scenario("docker/restart-keeps-the-root", restart),
+        scenario("docker/attach", attach),
+    ]
+}
+
+fn volumes(scene: &Scene<'_>) -> Result<(), Failure> {
+    scene.write("data/in", "from the host\n")?;
+    let writable = format!("{}:/data", scene.path_text("data"));
+    let read_only = format!("{}:/frozen:ro", scene.path_text("data"));
+    let container = docker(BUSYBOX)
+        .option(&[
+            "--volume",
+            &writable,
+            "--volume",
+            &read_only,
+            "--volume",
+            "/anonymous",
+        ])
+        .sh("cat /data/in; echo out >/data/out; cat /frozen/out; \
+             touch /frozen/x 2>/dev/null || echo frozen; touch /anonymous/x && ls /anonymous")
+        .stdout("from the host\nout\nfrozen\nx\n");
+    scene.run(&container)?;
+    let out = scene.read(scene.path("data/out"))?;
+    ensure(out == "out\n", || format!("the host reads {out:?}"))
+}
+
+fn inspect(scene: &Scene<'_>, id: &str, what: &str) -> Result<String, Failure> {
+    let output = scene.ok(["docker", "inspect", "--format", what, id])?;
+    Ok(output.text().trim_end().to_owned())
+}
+
+fn lifecycle(scene: &Scene<'_>) -> Result<(), Failure> {
+    let script = "trap 'echo stopping; exit 7' TERM; echo ready; echo err >&2; \
+                  while :; do sleep 1000 & wait $!; done";
+    let id = scene.detach(&docker(BUSYBOX).sh(script))?;
+    scene.check_kernel(Client::Docker, &id)?;
+    let state = inspect(scene, &id, "{{.State.Status}} {{.State.Running}}")?;
+    ensure(state == "running true", || {
+        format!("docker inspect says {state}")
+    })?;
+
+    let exec = [
+        "docker",
+        "exec",
+        "--interactive",
+        "--env",
+        "A=b c",
+        "--user",
+        "1000",
+        "--workdir",
+        "/usr",
+    ];
+    let mut exec: Vec<String> = exec.map(String::from).into();
+    exec.extend([&*id, "sh", "-c", "echo $A; id -u; pwd; cat; exit 9"].map(String::from));
+    let output = process::run(&exec, b"typed in\n", scene.deadline())?.exits(9)?;
+    ensure(output.text() == "b c\n1000\n/usr\ntyped in\n", || {
+        format!("docker exec wrote {:?}", output.text())
+    })?;
+    let top = scene.ok(["docker", "top", &id])?.text();
+    ensure(top.lines().count() >= 2, || {
+        format!("docker top says {top:?}")
+    })?;
+
+    let wait = ["docker", "wait", &id].map(String::from);
+    let waiter = process::Running::spawn(&wait, process::Streams::Pipes)?;
+    scene.ok(["docker", "stop", "--time", "60", &id])?;
+    let waited = waiter.wait(scene.deadline())?.exits(0)?.text();
+    ensure(waited == "7\n", || format!("docker wait says {waited:?}"))?;
+    let state = inspect(
+        scene,
+        &id,
+        "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}",
+    )?;
+    ensure(state == "exited 7 false", || {
+        format!("docker inspect says {state}")
+    })?;
+
+    let logs = scene.ok(["docker", "logs", &id])?;
+    let errors = logs.error_text();
+    ensure(
+        logs.text() == "ready\nstopping\n" && errors.ends_with("err\n"),
+        || format!("docker logs says {:?} and {errors:?}", logs.text()),
+    )?;
+    let output = scene.host(["docker", "exec", &id, "true"])?.exits(1)?;
+    super::tasks::expect_error(&output, &["is not running"])?;
+    scene.ok(["docker", "rm", &id]).map(drop)
+}
+
+fn kill_and_remove(scene: &Scene<'_>) -> Result<(), Failure> {
+    let sleeper = docker(BUSYBOX).command(["sleep", "1000"]);
+    let killed = scene.detach(&sleeper)?;
+    scene.check_kernel(Client::Docker, &killed)?;
+    scene.ok(["docker", "kill", &killed])?;
+    scene.ok(["docker", "wait", &killed])?;
+    let code = inspect(scene, &killed, "{{.State.ExitCode}}")?;
+    ensure(code == "137", || format!("the exit code is {code}"))?;
+    let removed = scene.detach(&sleeper)?;
+    scene.ok(["docker", "rm", "--force", &killed, &removed])?;
+    for id in [&killed, &removed] {
+        scene.host(["docker", "inspect", id])?.exits(1)?;
+    }
+    Ok(())
+}
+
+fn restart(scene: &Scene<'_>) -> Result<(), Failure> {
+    let script = "test -e /seen && echo again || echo first; touch /seen; exec sleep 1000";
+    let id = scene.detach(
+        &docker(BUSYBOX)
+            .option(&["--stop-signal", "KILL"])
+            .sh(script),
+    )?;
+    scene.check_kernel(Client::Docker, &id)?;
+    scene.ok(["docker", "restart", &id])?;
+    scene.check_kernel(Client::Docker, &id)?;
+    let logs = scene.ok(["docker", "logs", &id])?.text();
+    ensure(logs == "first\nagain\n", || {
+        format!("docker logs says {logs:?}")
+    })?;
+    scene.ok(["docker", "rm", "--force", &id]).map(drop)
+}
+
+fn attach(scene: &Scene<'_>) -> Result<(), Failure> {
+    let container = docker(BUSYBOX).option(&["--interactive"]);
+    let id =
+        scene.detach(&container.sh("read line; echo \"<$line>\"; read line; echo end; exit 5"))?;
+    scene.check_kernel(Client::Docker, &id)?;
+    let words = ["docker", "attach", &id].map(String::from);
+    let mut attached = process::Running::spawn(&words, process::Streams::Pipes)?;
+    attached.write(b"typed\n")?;
+    attached.line("<typed>", scene.deadline())?;
+    attached.close_stdin();
+    attached.wait(scene.deadline())?.exits(5)?;
+    scene.ok(["docker", "rm", &id]).map(drop)
+}

@@ -1,0 +1,185 @@
+//! Bad input: one clear sentence each, and nothing left behind.
+
+use std::fs;
+
+use crate::{
+    case::{Case, row, scenario},
+    config_file::ConfigFile,
+    container::{BUSYBOX, Container, ctr, docker},
+    failure::Failure,
+    scene::Scene,
+};
+
+const NO_NAMESPACES: &str = "runc shares the host's namespaces; a virtual machine cannot";
+const NO_TEMPLATES: &str = "runc has no templates";
+
+pub(super) fn cases() -> Vec<Case> {
+    let rows = [
+        row(
+            "refused/unknown-image",
+            ctr("forkvm.local/none:1")
+                .command(["true"])
+                .refused(["forkvm.local/none:1", "not found"]),
+        ),
+        row(
+            "refused/rootfs-that-is-not-there",
+            ctr("/no/such/rootfs")
+                .option(&["--rootfs"])
+                .command(["true"])
+                .refused(["/no/such/rootfs"]),
+        ),
+        row(
+            "refused/bind-of-nothing",
+            ctr(BUSYBOX)
+                .option(&[
+                    "--mount",
+                    "type=bind,src=/no/such/folder,dst=/data,options=rbind:ro",
+                ])
+                .command(["true"])
+                .refused(["/no/such/folder"]),
+        ),
+        row(
+            "refused/host-network",
+            ctr(BUSYBOX)
+                .option(&["--net-host"])
+                .command(["true"])
+                .refused(["host", "network namespace"]),
+        )
+        .forkvm_only(NO_NAMESPACES),
+        row(
+            "refused/pid-namespace-of-a-process",
+            ctr(BUSYBOX)
+                .option(&["--with-ns", "pid:/proc/1/ns/pid"])
+                .command(["true"])
+                .refused(["pid namespace"]),
+        )
+        .forkvm_only(NO_NAMESPACES),
+        row(
+            "refused/container-of-a-pod",
+            ctr(BUSYBOX)
+                .option(&["--annotation", "io.kubernetes.cri.container-type=container"])
+                .option(&["--annotation", "io.kubernetes.cri.sandbox-id=pod"])
+                .command(["true"])
+                .refused(["pod"]),
+        )
+        .forkvm_only("runc leaves pods to its shim"),
+        row(
+            "refused/docker-host-pid",
+            docker(BUSYBOX)
+                .option(&["--pid", "host"])
+                .command(["true"])
+                .refused(["host", "pid namespace"]),
+        )
+        .forkvm_only(NO_NAMESPACES),
+        row(
+            "refused/docker-host-ipc",
+            docker(BUSYBOX)
+                .option(&["--ipc", "host"])
+                .command(["true"])
+                .refused(["host", "ipc namespace"]),
+        )
+        .forkvm_only(NO_NAMESPACES),
+        row(
+            "refused/docker-host-network",
+            docker(BUSYBOX)
+                .option(&["--network", "host"])
+                .command(["true"])
+                .refused(["host", "network namespace"]),
+        )
+        .forkvm_only(NO_NAMESPACES),
+        row(
+            "refused/docker-host-device",
+            docker(BUSYBOX)
+                .option(&["--device", "/dev/fuse"])
+                .command(["true"])
+                .refused(["/dev/fuse"]),
+        )
+        .forkvm_only("a virtual machine does not have the host's devices"),
+    ];
+    let scenarios = [
+        scenario("refused/host-pid-namespace", host_pid).forkvm_only(NO_NAMESPACES),
+        scenario("refused/no-template", no_template).forkvm_only(NO_TEMPLATES),
+        scenario("refused/damaged-template", damaged_template).forkvm_only(NO_TEMPLATES),
+        scenario("refused/no-kvm", no_kvm).forkvm_only("runc needs no KVM"),
+        scenario("refused/configuration-with-a-mistake", bad_configuration)
+            .forkvm_only("the configuration is forkvm's"),
+    ];
+    rows.into_iter().chain(scenarios).map(Case::alone).collect()
+}
+
+fn plain() -> Container {
+    ctr(BUSYBOX).command(["true"])
+}
+
+/// A spec without a PID namespace, as containerd's own default has one.
+fn host_pid(scene: &Scene<'_>) -> Result<(), Failure> {
+    let spec = scene.ok(["ctr", "oci", "spec"])?;
+    let mut spec: serde_json::Value = serde_json::from_slice(&spec.stdout)
+        .map_err(|error| spec.failure(format!("not JSON: {error}")))?;
+    if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+    }
+    spec["process"]["args"] = serde_json::json!(["true"]);
+    scene.write("spec.json", &spec.to_string())?;
+    let container = ctr(BUSYBOX)
+        .option(&["--config", &scene.path_text("spec.json")])
+        .refused(["host", "pid namespace"]);
+    scene.run(&container).map(drop)
+}
+
+fn no_template(scene: &Scene<'_>) -> Result<(), Failure> {
+    let folder = scene.path_text("templates");
+    let _config = ConfigFile::with(&format!("[paths]\ntemplates = \"{folder}\"\n"))?;
+    scene
+        .run(&plain().refused(["template", "forkvm template build base"]))
+        .map(drop)
+}
+
+/// A copy of the real template, with one byte of its state changed.
+fn damaged_template(scene: &Scene<'_>) -> Result<(), Failure> {
+    let config = forkvm_config::Config::load().map_err(|error| Failure::new(error.to_string()))?;
+    let store = config.paths.templates.display().to_string();
+    let copy = scene.path_text("templates");
+    scene.ok(["cp", "--archive", "--sparse=always", &store, &copy])?;
+    let mut damaged = 0;
+    for entry in fs::read_dir(&copy).map_err(Failure::io(&copy))?.flatten() {
+        let state = entry.path().join("state");
+        if let Ok(mut bytes) = fs::read(&state) {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(&state, bytes).map_err(Failure::io(state.display()))?;
+            damaged += 1;
+        }
+    }
+    if damaged == 0 {
+        return Err(Failure::new(format!("no template in {store}")));
+    }
+    let _config = ConfigFile::with(&format!("[paths]\ntemplates = \"{copy}\"\n"))?;
+    scene
+        .run(&plain().refused(["template", "damaged", "forkvm template"]))
+        .map(drop)
+}
+
+fn no_kvm(scene: &Scene<'_>) -> Result<(), Failure> {
+    /// Puts the device back whatever happens.
+    struct Hidden;
+    impl Drop for Hidden {
+        fn drop(&mut self) {
+            if let Err(error) = fs::rename("/dev/kvm.hidden", "/dev/kvm") {
+                eprintln!("forkvm-e2e: /dev/kvm.hidden could not be renamed back: {error}");
+            }
+        }
+    }
+    fs::rename("/dev/kvm", "/dev/kvm.hidden").map_err(Failure::io("/dev/kvm"))?;
+    let _hidden = Hidden;
+    scene
+        .run(&plain().refused(["/dev/kvm", "forkvm check"]))
+        .map(drop)
+}
+
+fn bad_configuration(scene: &Scene<'_>) -> Result<(), Failure> {
+    let _config = ConfigFile::with("[vm]\nvcpus = 99\n")?;
+    scene
+        .run(&plain().refused(["config.toml", "vm.vcpus is 99"]))
+        .map(drop)
+}

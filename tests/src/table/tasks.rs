@@ -1,0 +1,355 @@
+//! The calls of a task: signals, exec, listing, detached containers, events, many at once.
+
+use std::time::Instant;
+
+use crate::{
+    case::{Case, scenario},
+    container::{BUSYBOX, Client, ctr},
+    failure::{Failure, ensure},
+    process::{Output, Running, Streams},
+    scene::Scene,
+};
+
+use super::files::wait_for_log;
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        scenario("task/kill-9-is-137", kill_hard),
+        scenario("task/term-is-handled", kill_softly),
+        scenario("task/ctr-forwards-its-own-signals", forwarded_signal),
+        scenario("task/exec", exec),
+        scenario("task/exec-has-its-own-streams-and-user", exec_streams),
+        scenario("task/exec-can-be-killed", exec_killed),
+        scenario("task/exec-of-nothing-is-an-error", exec_not_there),
+        scenario("task/exec-into-a-stopped-one-is-an-error", exec_stopped),
+        scenario("task/pids", pids),
+        scenario("task/detached-and-deleted", detached),
+        scenario("task/a-running-one-is-not-deleted", delete_running),
+        scenario("task/a-name-is-taken-once", same_name),
+        scenario("task/events-in-order", events),
+        scenario("task/four-at-once", four_at_once),
+        scenario("task/pause-says-that-it-is-not-there", pause)
+            .forkvm_only("runc pauses; forkvm does not yet and has to say so"),
+        scenario("task/metrics-say-that-they-are-not-there", metrics)
+            .forkvm_only("runc has metrics; forkvm does not yet and has to say so"),
+    ]
+}
+
+/// A container that says `ready` and waits to be killed.
+fn waiting(script: &str) -> crate::container::Container {
+    ctr(BUSYBOX).sh(&format!(
+        "{script} echo ready; while :; do sleep 1000 & wait $!; done"
+    ))
+}
+
+fn kill_hard(scene: &Scene<'_>) -> Result<(), Failure> {
+    let container = waiting("").exits(137);
+    let (id, running) = scene.start(&container)?;
+    running.line("ready", scene.deadline())?;
+    scene.ok(["ctr", "task", "kill", "--signal", "SIGKILL", &id])?;
+    scene.finish(&container, running).map(drop)
+}
+
+fn kill_softly(scene: &Scene<'_>) -> Result<(), Failure> {
+    let container = waiting("trap 'echo term; exit 143' TERM; trap 'echo usr1' USR1;").exits(143);
+    let (id, running) = scene.start(&container)?;
+    running.line("ready", scene.deadline())?;
+    scene.ok(["ctr", "task", "kill", "--signal", "SIGUSR1", &id])?;
+    running.line("usr1", scene.deadline())?;
+    scene.ok(["ctr", "task", "kill", "--signal", "SIGTERM", &id])?;
+    scene
+        .finish(&container.stdout("ready\nusr1\nterm\n"), running)
+        .map(drop)
+}
+
+fn forwarded_signal(scene: &Scene<'_>) -> Result<(), Failure> {
+    let container = waiting("trap 'exit 9' INT;").exits(9);
+    let (_, running) = scene.start(&container)?;
+    running.line("ready", scene.deadline())?;
+    running.signal(rustix::process::Signal::INT);
+    scene.finish(&container, running).map(drop)
+}
+
+/// A detached container that sleeps, on the right kernel.
+fn sleeper(scene: &Scene<'_>) -> Result<String, Failure> {
+    let id = scene.detach(&ctr(BUSYBOX).command(["sleep", "1000"]))?;
+    scene.check_kernel(Client::Ctr, &id)?;
+    Ok(id)
+}
+
+fn exec(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = sleeper(scene)?;
+    let shell = |script| scene.exec(Client::Ctr, &id, ["sh", "-c", script]);
+    shell("exit 42")?.exits(42)?;
+    shell("sh -c 'kill -9 $$'")?.exits(137)?;
+    let output = shell("echo out; echo err >&2; cat /proc/1/comm; pwd")?.exits(0)?;
+    expect(&output, "out\nsleep\n/\n", "err\n")?;
+    // A name is free again when its process is gone.
+    shell("exit 43")?.exits(43).map(drop)
+}
+
+fn exec_streams(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = sleeper(scene)?;
+    let script = "id -u; id -g; pwd; cat";
+    let mut words = vec!["ctr", "task", "exec", "--exec-id", "streams"];
+    words.extend([
+        "--user",
+        "1000:2000",
+        "--cwd",
+        "/tmp",
+        &id,
+        "sh",
+        "-c",
+        script,
+    ]);
+    let words: Vec<String> = words.into_iter().map(String::from).collect();
+    let output = crate::process::run(&words, b"typed in\n", scene.deadline())?.exits(0)?;
+    expect(&output, "1000\n2000\n/tmp\ntyped in\n", "")
+}
+
+fn exec_killed(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = sleeper(scene)?;
+    let words = [
+        "ctr",
+        "task",
+        "exec",
+        "--exec-id",
+        "victim",
+        &id,
+        "sh",
+        "-c",
+    ];
+    let mut words: Vec<String> = words.map(String::from).into();
+    words.push("echo ready; exec sleep 1000".into());
+    let running = Running::spawn(&words, Streams::Pipes)?;
+    running.line("ready", scene.deadline())?;
+    let kill = [
+        "ctr",
+        "task",
+        "kill",
+        "--signal",
+        "KILL",
+        "--exec-id",
+        "victim",
+        &id,
+    ];
+    scene.ok(kill)?;
+    running.wait(scene.deadline())?.exits(137)?;
+    // The container itself goes on.
+    scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
+}
+
+fn exec_not_there(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = sleeper(scene)?;
+    let output = scene
+        .exec(Client::Ctr, &id, ["/no/such/program"])?
+        .exits(1)?;
+    expect_error(&output, &["/no/such/program", "no such file or directory"])?;
+    scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
+}
+
+fn exec_stopped(scene: &Scene<'_>) -> Result<(), Failure> {
+    let events = Events::subscribe(scene)?;
+    let id = scene.detach(&ctr(BUSYBOX).sh("uname -r; exit 3"))?;
+    events.wait(scene, "/tasks/exit", &id)?;
+    let release = scene.read(scene.log_of(&id))?;
+    scene.check_release(release.lines().last().unwrap_or_default())?;
+    let output = scene.exec(Client::Ctr, &id, ["true"])?.exits(1)?;
+    expect_error(&output, &["ctr:"])?;
+    let status = scene.ok(["ctr", "task", "ls"])?.text();
+    let line = status.lines().find(|line| line.contains(&id));
+    ensure(line.is_some_and(|line| line.contains("STOPPED")), || {
+        format!("ctr task ls says {status:?}")
+    })?;
+    let kill = scene.host(["ctr", "task", "kill", &id])?;
+    expect_error(&kill.exits(1)?, &["process already finished"])?;
+    // `ctr task delete` returns the task's exit status.
+    scene.host(["ctr", "task", "rm", &id])?.exits(3)?;
+    scene.ok(["ctr", "container", "rm", &id]).map(drop)
+}
+
+fn pids(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = scene.detach(&ctr(BUSYBOX).sh("sleep 1000 & sleep 1000 & echo ready; wait"))?;
+    wait_for_log(scene, &id, "ready")?;
+    scene.check_kernel(Client::Ctr, &id)?;
+    let task = task_pid(scene, &id)?;
+    let list = scene.ok(["ctr", "task", "ps", &id])?.text();
+    let pids: Vec<u32> = list
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next()?.parse().ok())
+        .collect();
+    ensure(pids.len() == 3 && pids.contains(&task), || {
+        format!("expected 3 processes with {task} among them, found {list:?}")
+    })?;
+    // The task's process is the host's, and holds the container's network namespace.
+    let inside = scene
+        .exec(Client::Ctr, &id, ["ls", "/sys/class/net"])?
+        .text();
+    let link = format!("/proc/{task}/ns/net");
+    let (own, theirs) = (namespace("/proc/self/ns/net")?, namespace(&link)?);
+    ensure(inside == "lo\n" && own != theirs, || {
+        format!("interfaces {inside:?}, network namespaces {own} and {theirs}")
+    })
+}
+
+fn namespace(link: &str) -> Result<String, Failure> {
+    let target = std::fs::read_link(link).map_err(Failure::io(link))?;
+    Ok(target.display().to_string())
+}
+
+/// The process id of a task, as containerd shows it.
+pub(super) fn task_pid(scene: &Scene<'_>, id: &str) -> Result<u32, Failure> {
+    let list = scene.ok(["ctr", "task", "ls"])?;
+    let text = list.text();
+    let line = text.lines().find(|line| line.starts_with(id));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .ok_or_else(|| list.failure(format!("no task {id}")))
+}
+
+fn detached(scene: &Scene<'_>) -> Result<(), Failure> {
+    let events = Events::subscribe(scene)?;
+    let id = scene
+        .detach(&ctr(BUSYBOX).sh("echo first; trap 'echo last; exit 5' TERM; sleep 1000 & wait"))?;
+    wait_for_log(scene, &id, "first")?;
+    scene.check_kernel(Client::Ctr, &id)?;
+    scene.ok(["ctr", "task", "kill", "--signal", "TERM", &id])?;
+    events.wait(scene, "/tasks/exit", &id)?;
+    let log = scene.read(scene.log_of(&id))?;
+    ensure(log.ends_with("first\nlast\n"), || {
+        format!("the log is {log:?}")
+    })?;
+    scene.host(["ctr", "task", "rm", &id])?.exits(5)?;
+    scene.ok(["ctr", "container", "rm", &id]).map(drop)
+}
+
+fn delete_running(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = sleeper(scene)?;
+    let output = scene.host(["ctr", "task", "rm", &id])?.exits(1)?;
+    expect_error(&output, &[&id])?;
+    scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
+}
+
+fn same_name(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = sleeper(scene)?;
+    let again = ctr(BUSYBOX).command(["true"]).arguments(scene.runtime, &id);
+    let output = crate::process::run(&again, b"", scene.deadline())?.exits(1)?;
+    expect_error(&output, &["already exists"])?;
+    scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
+}
+
+fn events(scene: &Scene<'_>) -> Result<(), Failure> {
+    let events = Events::subscribe(scene)?;
+    let id = sleeper(scene)?;
+    scene.ok(["ctr", "task", "kill", "--signal", "KILL", &id])?;
+    events.wait(scene, "/tasks/exit", &format!("\"id\":\"{id}\""))?;
+    scene.host(["ctr", "task", "rm", &id])?.exits(137)?;
+    let lines = events.until(scene, "/tasks/delete", &id)?;
+    let topics: Vec<&str> = lines
+        .iter()
+        .filter(|line| line.contains(&id))
+        .filter_map(|line| {
+            line.split_whitespace()
+                .find(|word| word.starts_with("/tasks/"))
+        })
+        .collect();
+    let expected = [
+        "/tasks/create",
+        "/tasks/start",
+        // The question for the kernel.
+        "/tasks/exec-added",
+        "/tasks/exec-started",
+        "/tasks/exit",
+        // The container itself.
+        "/tasks/exit",
+        "/tasks/delete",
+    ];
+    ensure(topics == expected, || format!("the events were {topics:?}"))?;
+    scene.ok(["ctr", "container", "rm", &id]).map(drop)
+}
+
+fn four_at_once(scene: &Scene<'_>) -> Result<(), Failure> {
+    let container = |number: i32| ctr(BUSYBOX).sh(&format!("echo {number}; exit {number}"));
+    let mut started = Vec::new();
+    for number in 1..=4 {
+        started.push((number, scene.start(&container(number))?.1));
+    }
+    for (number, mut running) in started {
+        running.close_stdin();
+        let row = container(number)
+            .exits(number)
+            .stdout(&format!("{number}\n"));
+        scene.finish(&row, running)?;
+    }
+    Ok(())
+}
+
+fn pause(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = sleeper(scene)?;
+    let output = scene.host(["ctr", "task", "pause", &id])?.exits(1)?;
+    expect_error(&output, &["pause", "not"])?;
+    scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
+}
+
+fn metrics(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = sleeper(scene)?;
+    let output = scene.host(["ctr", "task", "metrics", &id])?.exits(1)?;
+    expect_error(&output, &["stats", "not"])?;
+    scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
+}
+
+fn expect(output: &Output, stdout: &str, stderr: &str) -> Result<(), Failure> {
+    if output.text() == stdout && output.error_text() == stderr {
+        return Ok(());
+    }
+    Err(output.failure(format!("expected {stdout:?} and {stderr:?}")))
+}
+
+/// One line of error with these words in it.
+pub(super) fn expect_error(output: &Output, words: &[&str]) -> Result<(), Failure> {
+    let text = output.error_text().to_lowercase();
+    if text.trim_end().lines().count() != 1 {
+        return Err(output.failure("expected one line of error"));
+    }
+    match words
+        .iter()
+        .find(|word| !text.contains(&word.to_lowercase()))
+    {
+        None => Ok(()),
+        Some(word) => Err(output.failure(format!("expected {word:?} in the error"))),
+    }
+}
+
+/// A subscription to containerd's events.
+pub(super) struct Events {
+    client: Running,
+}
+
+impl Events {
+    /// Subscribes, and returns when events do arrive.
+    pub(super) fn subscribe(scene: &Scene<'_>) -> Result<Self, Failure> {
+        let client = Running::spawn(&["ctr", "events"].map(String::from), Streams::Pipes)?;
+        // Nothing tells when the subscription stands but an event of our own.
+        while Instant::now() < scene.deadline() {
+            let mark = format!("e2e={}", scene.next_id());
+            scene.ok(["ctr", "namespace", "label", "default", &mark])?;
+            if client.line("/namespaces/update", scene.within(1)).is_ok() {
+                return Ok(Events { client });
+            }
+        }
+        Err(client.failure("no event arrived"))
+    }
+
+    /// Waits for an event of this topic that names `id`.
+    pub(super) fn wait(&self, scene: &Scene<'_>, topic: &str, id: &str) -> Result<(), Failure> {
+        self.until(scene, topic, id).map(drop)
+    }
+
+    /// The same, and gives every line up to then.
+    fn until(&self, scene: &Scene<'_>, topic: &str, id: &str) -> Result<Vec<String>, Failure> {
+        self.client.lines_until(
+            |line| line.contains(topic) && line.contains(id),
+            scene.deadline(),
+        )
+    }
+}
