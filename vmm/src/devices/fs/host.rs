@@ -149,6 +149,12 @@ impl Descriptors {
         Ok(File::from(fd))
     }
 
+    /// An `O_PATH` descriptor of an open file.
+    pub(super) fn path_only(&self, file: &File) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.0, name_of(file), flags, Mode::empty())?)
+    }
+
     /// Changes the mode bits of a file that is not a symbolic link.
     pub(super) fn chmod(&self, file: impl AsFd, mode: u32) -> io::Result<()> {
         let mode = Mode::from_raw_mode(mode & 0o7777);
