@@ -1,0 +1,76 @@
+# The commands of the project. What each does in detail is in the scripts it calls; all take --help.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# What is installed, as PRODUCT:PATH:MODE under $(TARGET) and $(DESTDIR).
+ARTEFACTS := \
+	release/forkvm:usr/bin/forkvm:755 \
+	release/containerd-shim-forkvm-v2:usr/bin/containerd-shim-forkvm-v2:755 \
+	release/forkvm-vmm:usr/libexec/forkvm/forkvm-vmm:755 \
+	guest/vmlinux:usr/share/forkvm/vmlinux:644 \
+	guest/initramfs.cpio:usr/share/forkvm/initramfs.cpio:644
+AGENT := $(TARGET)/agent/x86_64-unknown-linux-gnu/release/forkvm-agent
+MULTIARCH := x86_64-linux-gnu
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build binaries agent guest install images host shell demo test figures report fmt lint clean
+
+help: ## this text
+	@echo "usage: make TARGET"; echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: ## containers in forked microVMs beside runc, timed; installs and builds what is missing
+	@tests/demo
+
+test: ## formatting, lints, unit tests and the end-to-end tables
+	@tests/run
+
+figures: ## measure one set of figures afresh: make figures NAME=demo
+	@$(if $(NAME),tests/figures $(NAME),echo "name the figures: make figures NAME=demo" >&2; exit 2)
+
+report: ## all figures measured so far, as one table
+	@tests/report
+
+shell: host ## a shell in the test host with the current build installed
+	@tests/host shell
+
+host: ## bring up the test host with the current build installed
+	@tests/host up
+
+images: ## the container images of demo and tests, made from Debian packages
+	@tests/images/build
+
+deps: ## install the Debian packages that are missing
+	@tests/deps
+
+build: binaries guest ## everything that is installed
+
+binaries:
+	cargo build --release --locked -p forkvm -p forkvm-shim -p forkvm-vmm --bins --target-dir $(TARGET)
+
+# The guest has no libraries: the agent is linked statically, libseccomp included.
+agent:
+	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH) RUSTFLAGS="-C target-feature=+crt-static" \
+	cargo build --release --locked -p forkvm-agent --target x86_64-unknown-linux-gnu --target-dir $(TARGET)/agent
+
+guest: agent
+	guest-image/build-kernel $(TARGET)/guest
+	guest-image/build-initramfs $(AGENT) $(TARGET)/guest/initramfs.cpio
+
+install: ## install what was built under DESTDIR; PARTIAL=1 leaves out what is not built
+	@set -e; for artefact in $(ARTEFACTS); do \
+		product=$(TARGET)/$${artefact%%:*} rest=$${artefact#*:}; path=$(DESTDIR)/$${rest%%:*}; \
+		if [ -e $$product ]; then install -D -m $${rest##*:} $$product $$path; \
+		elif [ -n "$(PARTIAL)" ]; then echo "not built, left out: $$product" >&2; \
+		else echo "not built: $$product; run: make build" >&2; exit 1; fi; \
+	done
+	@mkdir -p $(DESTDIR)/usr/bin && ln -sf containerd-shim-forkvm-v2 $(DESTDIR)/usr/bin/containerd-shim-io-forkvm
+
+fmt: ## format the Rust sources
+	cargo fmt --all
+
+lint: ## formatting and lints, as errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+clean: ## remove what was built (not the cache of slow things in ~/.cache/forkvm)
+	rm -rf $(TARGET)
