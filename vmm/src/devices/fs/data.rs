@@ -213,7 +213,13 @@ impl FileServer {
     }
 
     /// FUSE_LSEEK: where data and holes are. Everything else the guest knows by itself.
-    pub(super) fn seek(&self, id: NodeId, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
+    pub(super) fn seek(
+        &self,
+        id: NodeId,
+        handle: u64,
+        offset: u64,
+        whence: u32,
+    ) -> io::Result<u64> {
         let handle = self.handle(id, handle)?;
         if self.kind(id)? != libc::S_IFREG {
             return Err(errno(libc::EINVAL));

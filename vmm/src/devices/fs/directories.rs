@@ -173,10 +173,7 @@ impl FileServer {
         offset: u64,
         add: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
-        let dots: [(&[u8], u64, u8); 2] = [
-            (b".", ROOT, libc::DT_DIR),
-            (b"..", ROOT, libc::DT_DIR),
-        ];
+        let dots: [(&[u8], u64, u8); 2] = [(b".", ROOT, libc::DT_DIR), (b"..", ROOT, libc::DT_DIR)];
         let exports = self.exports.iter().map(|export| {
             let kind = if export.stat.is_dir() {
                 libc::DT_DIR

@@ -38,14 +38,6 @@ pub enum Error {
         /// The export.
         name: String,
     },
-    /// The guest has files open, so the machine cannot be frozen.
-    #[error("the guest has {count} files open on the file server, {path} among them; close them before the freeze")]
-    OpenHandles {
-        /// How many.
-        count: usize,
-        /// One of them.
-        path: String,
-    },
     /// A saved state contradicts itself.
     #[error("the saved state of the file server is damaged: {what}")]
     State {

@@ -107,7 +107,10 @@ fn rdev(stx: &Statx) -> u64 {
 
 /// The inverse of [`rdev`]: (major, minor).
 pub(super) fn split_rdev(rdev: u32) -> (u32, u32) {
-    ((rdev & 0xfff00) >> 8, (rdev & 0xff) | ((rdev >> 12) & 0xfff00))
+    (
+        (rdev & 0xfff00) >> 8,
+        (rdev & 0xff) | ((rdev >> 12) & 0xfff00),
+    )
 }
 
 /// Attributes of the file behind a descriptor.
@@ -152,19 +155,35 @@ impl Descriptors {
     /// An `O_PATH` descriptor of an open file.
     pub(super) fn path_only(&self, file: &File) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.0, name_of(file), flags, Mode::empty())?)
+        Ok(rustix::fs::openat(
+            &self.0,
+            name_of(file),
+            flags,
+            Mode::empty(),
+        )?)
     }
 
     /// Changes the mode bits of a file that is not a symbolic link.
     pub(super) fn chmod(&self, file: impl AsFd, mode: u32) -> io::Result<()> {
         let mode = Mode::from_raw_mode(mode & 0o7777);
-        Ok(rustix::fs::chmodat(&self.0, name_of(file), mode, AtFlags::empty())?)
+        Ok(rustix::fs::chmodat(
+            &self.0,
+            name_of(file),
+            mode,
+            AtFlags::empty(),
+        )?)
     }
 
     /// Makes a further name of a file.
     pub(super) fn link(&self, file: &OwnedFd, dir: &OwnedFd, name: &CStr) -> io::Result<()> {
         let follow = AtFlags::SYMLINK_FOLLOW;
-        Ok(rustix::fs::linkat(&self.0, name_of(file), dir, name, follow)?)
+        Ok(rustix::fs::linkat(
+            &self.0,
+            name_of(file),
+            dir,
+            name,
+            follow,
+        )?)
     }
 
     /// Makes this directory the calling thread's own working directory, for the calls that take

@@ -90,7 +90,12 @@ impl FileServer {
             }
         };
         if nodes.get(id).is_some_and(|node| node.file.is_none()) {
-            nodes.bind(id, export.file.clone(), Identity::from(&stat), &mut released)?;
+            nodes.bind(
+                id,
+                export.file.clone(),
+                Identity::from(&stat),
+                &mut released,
+            )?;
         }
         nodes.reference(id);
         drop(nodes);
@@ -271,14 +276,12 @@ impl FileServer {
         };
         // Referenced first, so that nothing below takes it for unused.
         nodes.reference(id);
-        let entered = nodes
-            .add_place(id, parent, name, released)
-            .and_then(|()| {
-                if nodes.get(id).is_some_and(|node| node.file.is_some()) {
-                    return Ok(());
-                }
-                nodes.bind(id, file.clone(), Identity::from(stat), released)
-            });
+        let entered = nodes.add_place(id, parent, name, released).and_then(|()| {
+            if nodes.get(id).is_some_and(|node| node.file.is_some()) {
+                return Ok(());
+            }
+            nodes.bind(id, file.clone(), Identity::from(stat), released)
+        });
         if let Err(error) = entered {
             nodes.forget(id, 1, released);
             return Err(error);

@@ -11,6 +11,7 @@
 mod attributes;
 mod credentials;
 mod data;
+mod device;
 mod directories;
 mod error;
 mod export;
@@ -21,12 +22,17 @@ mod limits;
 mod lookup;
 mod names;
 mod node;
+mod persist;
+mod request;
 mod server;
+mod statx;
 mod table;
 mod transfer;
 mod xattrs;
 
+pub use device::{Fs, TAG};
 pub use error::Error;
 pub use export::Export;
 pub use limits::Limits;
+pub use persist::{FsState, NodeState};
 pub use server::FileServer;

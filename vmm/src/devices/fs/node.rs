@@ -110,9 +110,14 @@ impl Node {
         self.lookups == 0 && self.handles == 0 && self.children.is_empty()
     }
 
-    /// The descriptor may be closed: the file can be opened again by its path.
+    /// The descriptor may be closed: the file can be opened again by its path. An export's own
+    /// descriptor has no path.
     pub(super) fn is_evictable(&self) -> bool {
-        self.handles == 0 && !self.places.is_empty() && self.identity.is_some()
+        let has_path = self
+            .places
+            .first()
+            .is_some_and(|place| place.parent != ROOT);
+        has_path && self.handles == 0
     }
 
     /// Puts a place first. Returns the places that fall out.

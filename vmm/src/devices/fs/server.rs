@@ -196,7 +196,10 @@ impl FileServer {
 
     /// The handle of a number, if it belongs to the node.
     pub(super) fn handle(&self, id: NodeId, handle: u64) -> io::Result<Arc<Handle>> {
-        let handle = self.handles().get(handle).ok_or_else(|| errno(libc::EBADF))?;
+        let handle = self
+            .handles()
+            .get(handle)
+            .ok_or_else(|| errno(libc::EBADF))?;
         if handle.node != id {
             return Err(errno(libc::EBADF));
         }

@@ -41,7 +41,12 @@ impl FileServer {
     }
 
     /// FUSE_GETXATTR. A size of zero asks for the length.
-    pub(super) fn get_xattr(&self, id: NodeId, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+    pub(super) fn get_xattr(
+        &self,
+        id: NodeId,
+        name: &CStr,
+        size: u32,
+    ) -> io::Result<GetxattrReply> {
         let bytes = name.to_bytes();
         if id == ROOT || !is_allowed(bytes) {
             return Err(errno(libc::ENODATA));

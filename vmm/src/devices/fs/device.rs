@@ -1,0 +1,103 @@
+//! The virtio device (virtio 1.2, section 5.11).
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
+
+use super::request::Answerer;
+use super::{Error, Export, FileServer, Limits};
+use crate::devices::virtio::{
+    Activation, ConfigSpace, DrainError, F_EVENT_IDX, F_INDIRECT_DESC, QueueError, VirtioDevice,
+    Virtqueue,
+};
+
+/// The name by which the guest mounts the file system.
+pub const TAG: &str = "forkvm";
+
+/// Bytes of the tag in the configuration space.
+const TAG_BYTES: usize = 36;
+
+/// The queue for requests that must not wait (hiprio), and one for all others.
+const QUEUES: [u16; 2] = [128, 512];
+
+/// The file server as a device. It works in an event loop of its own: its requests may take as
+/// long as the host's disks do.
+pub struct Fs {
+    queues: Vec<Virtqueue>,
+    config: Arc<ConfigSpace>,
+    pub(super) answerer: Answerer,
+}
+
+impl Fs {
+    /// A device of these exports. Opens `/proc/self/fd`, so `/proc` must be there; nothing of the
+    /// host's file system is opened by a path after that.
+    pub fn new(exports: Vec<Export>) -> Result<Self, Error> {
+        let server = FileServer::new(exports, Limits::for_this_process())?;
+        Ok(Fs::serving(server))
+    }
+
+    pub(super) fn serving(server: FileServer) -> Self {
+        let mut config = vec![0; TAG_BYTES];
+        config[..TAG.len()].copy_from_slice(TAG.as_bytes());
+        let request_queues = QUEUES.len() as u32 - 1;
+        config.extend_from_slice(&request_queues.to_le_bytes());
+        Fs {
+            queues: Vec::new(),
+            config: Arc::new(ConfigSpace::new(config)),
+            answerer: Answerer::new(Arc::new(server)),
+        }
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_FS
+    }
+
+    fn features(&self) -> u64 {
+        F_EVENT_IDX | F_INDIRECT_DESC
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUES
+    }
+
+    fn config(&self) -> Arc<ConfigSpace> {
+        Arc::clone(&self.config)
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        self.queues = activation.queues;
+    }
+
+    fn queues(&self) -> &[Virtqueue] {
+        &self.queues
+    }
+
+    fn reset(&mut self) {
+        self.queues.clear();
+        self.answerer.files().end();
+    }
+
+    fn process_queue(&mut self, index: usize) -> Result<(), QueueError> {
+        let answerer = &self.answerer;
+        match self.queues.get_mut(index) {
+            Some(queue) => queue.serve(|chain| answerer.answer(chain)),
+            None => Ok(()),
+        }
+    }
+
+    fn drain(&mut self) -> Result<(), DrainError> {
+        let answerer = &self.answerer;
+        for queue in &mut self.queues {
+            queue.serve_all(|chain| answerer.answer(chain))?;
+        }
+        match answerer.files().open_files() {
+            0 => Ok(()),
+            count => Err(DrainError::InFlight(format!(
+                "what the guest does with its open files ({count}, {} among them)",
+                answerer.files().an_open_file()
+            ))),
+        }
+    }
+}
