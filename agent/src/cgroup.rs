@@ -1,0 +1,169 @@
+//! The cgroup tree of the guest (cgroup v2, Documentation/admin-guide/cgroup-v2.rst).
+//!
+//! `/agent` holds the agent and its workers, `/forkvm/<container>` one container each.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use tokio::io::Interest;
+
+use crate::channel;
+
+const ROOT: &str = "/sys/fs/cgroup";
+const AGENT: &str = "/sys/fs/cgroup/agent";
+const CONTAINERS: &str = "/forkvm";
+
+/// What went wrong with a cgroup.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cgroup: cannot {what} {path}: {source}")]
+    File { what: &'static str, path: PathBuf, source: io::Error },
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::File { what, path: path.to_owned(), source }
+}
+
+/// Moves the agent into a leaf of its own and hands every controller down to the containers: a
+/// cgroup with processes in it cannot have controllers enabled for those below it.
+pub(crate) fn claim_root() -> Result<(), Error> {
+    let agent = Path::new(AGENT);
+    fs::create_dir_all(agent).map_err(failed("make", agent))?;
+    let procs = agent.join("cgroup.procs");
+    fs::write(&procs, "0").map_err(failed("write", &procs))?;
+
+    let containers = format!("{ROOT}{CONTAINERS}");
+    fs::create_dir_all(&containers).map_err(failed("make", Path::new(&containers)))?;
+    for folder in [ROOT, &containers] {
+        let available = Path::new(folder).join("cgroup.controllers");
+        let controllers = fs::read_to_string(&available).map_err(failed("read", &available))?;
+        let enabled = Path::new(folder).join("cgroup.subtree_control");
+        for controller in controllers.split_ascii_whitespace() {
+            fs::write(&enabled, format!("+{controller}")).map_err(failed("write", &enabled))?;
+        }
+    }
+    Ok(())
+}
+
+/// The cgroup of one container.
+#[derive(Debug, Clone)]
+pub(crate) struct Cgroup {
+    folder: PathBuf,
+}
+
+impl Cgroup {
+    /// The cgroup of the container `id`, which must be a plain file name.
+    pub(crate) fn of(id: &str) -> Self {
+        Self { folder: PathBuf::from(format!("{ROOT}{CONTAINERS}/{id}")) }
+    }
+
+    /// Its path from the root of the tree, as `linux.cgroupsPath` names it.
+    pub(crate) fn path_in_tree(id: &str) -> PathBuf {
+        PathBuf::from(format!("{CONTAINERS}/{id}"))
+    }
+
+    /// Every process in it and in the cgroups below it, in ascending order.
+    pub(crate) fn processes(&self) -> Result<Vec<u32>, Error> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.folder.clone()];
+        while let Some(folder) = folders.pop() {
+            let procs = folder.join("cgroup.procs");
+            match fs::read_to_string(&procs) {
+                Ok(text) => found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
+                // A threaded cgroup lists its processes in its parent; one that has gone has none.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP)) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV)) => continue,
+                Err(error) => return Err(failed("read", &procs)(error)),
+            }
+            folders.extend(below(&folder));
+        }
+        // 0 is a process of another PID namespace, which no signal can reach from here.
+        found.retain(|pid| *pid != 0);
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Kills every process in it, those of other PID namespaces too.
+    pub(crate) fn kill(&self) -> Result<(), Error> {
+        let kill = self.folder.join("cgroup.kill");
+        match fs::write(&kill, "1") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome.map_err(failed("write", &kill)),
+        }
+    }
+
+    /// Kills what is left in it, waits until nothing is, and removes it.
+    pub(crate) async fn remove(&self) -> Result<(), Error> {
+        if !self.folder.exists() {
+            return Ok(());
+        }
+        self.kill()?;
+        self.emptied().await?;
+        remove_tree(&self.folder)
+    }
+
+    /// Waits until no process is left in it.
+    async fn emptied(&self) -> Result<(), Error> {
+        let path = self.folder.join("cgroup.events");
+        let events: OwnedFd = fs::File::open(&path).map_err(failed("open", &path))?.into();
+        // A change of the file is reported as POLLPRI until it is read again.
+        let events = channel::register(events, Interest::PRIORITY)
+            .map_err(failed("watch", &path))?;
+        loop {
+            let mut text = [0; 256];
+            let length = rustix::io::pread(events.get_ref().as_fd(), &mut text, 0)
+                .map_err(|error| failed("read", &path)(error.into()))?;
+            if !populated(&text[..length]) {
+                return Ok(());
+            }
+            let mut change = events
+                .ready(Interest::PRIORITY)
+                .await
+                .map_err(failed("watch", &path))?;
+            change.clear_ready();
+        }
+    }
+}
+
+fn populated(events: &[u8]) -> bool {
+    String::from_utf8_lossy(events).lines().any(|line| line == "populated 1")
+}
+
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Removes a cgroup and those below it, the deepest first; the files in them cannot be removed.
+fn remove_tree(folder: &Path) -> Result<(), Error> {
+    for child in below(folder) {
+        remove_tree(&child)?;
+    }
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome.map_err(failed("remove", folder)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn populated_is_read_from_cgroup_events() {
+        assert!(populated(b"populated 1\nfrozen 0\n"));
+        assert!(!populated(b"populated 0\nfrozen 0\n"));
+        assert!(!populated(b""));
+    }
+}

@@ -1,0 +1,180 @@
+//! The guest as the API sees it: whether it has an identity, and its containers.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use forkvm_api::agent::{CreateRequest, ExecRequest, Identity};
+
+use crate::{
+    container::{self, Container},
+    identity::{self, Clock},
+    process::{self, Process},
+    reaper::{Exit, Reaper},
+    streams::Streams,
+};
+
+/// Why a request is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("no identity has been applied to this guest yet")]
+    NoIdentity,
+    #[error("an identity has been applied to this guest already")]
+    SecondIdentity,
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    #[error("container {0} exists already")]
+    Exists(String),
+    #[error("there is no container {0}")]
+    NoContainer(String),
+    #[error("the agent is going down")]
+    Down,
+    #[error(transparent)]
+    Container(#[from] container::Error),
+}
+
+impl From<process::Error> for Error {
+    fn from(error: process::Error) -> Self {
+        Error::Container(error.into())
+    }
+}
+
+/// A container, or its name while it is being made or removed.
+type Slot = Option<Arc<Container>>;
+
+/// The guest. There is one.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    clock: Clock,
+    reaper: Reaper,
+    streams: Streams,
+    identified: Mutex<bool>,
+    containers: Mutex<BTreeMap<String, Slot>>,
+}
+
+/// What Create answers.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub(crate) pid: u32,
+    pub(crate) identity: Duration,
+    pub(crate) create: Duration,
+}
+
+impl Sandbox {
+    pub(crate) fn new(clock: Clock, reaper: Reaper, streams: Streams) -> Self {
+        Self {
+            clock,
+            reaper,
+            streams,
+            identified: Mutex::new(false),
+            containers: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Slot>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Applies an identity; answers how long it took.
+    pub(crate) fn identify(&self, identity: &Identity) -> Result<Duration, Error> {
+        // Held throughout: a second request must not find half an identity.
+        let mut identified = self.identified.lock().unwrap_or_else(PoisonError::into_inner);
+        if *identified {
+            return Err(Error::SecondIdentity);
+        }
+        let start = Instant::now();
+        identity::apply(identity, self.clock)?;
+        *identified = true;
+        Ok(start.elapsed())
+    }
+
+    fn require_identity(&self) -> Result<(), Error> {
+        let identified = *self.identified.lock().unwrap_or_else(PoisonError::into_inner);
+        if identified { Ok(()) } else { Err(Error::NoIdentity) }
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        self.require_identity()?;
+        let containers = self.containers();
+        containers.get(id).cloned().flatten().ok_or_else(|| Error::NoContainer(id.to_owned()))
+    }
+
+    pub(crate) async fn create(&self, request: &CreateRequest) -> Result<Created, Error> {
+        let identity = match request.identity.as_ref() {
+            Some(identity) => self.identify(identity)?,
+            None => Duration::ZERO,
+        };
+        self.require_identity()?;
+        let start = Instant::now();
+        let id = &request.container_id;
+        {
+            let mut containers = self.containers();
+            if containers.contains_key(id) {
+                return Err(Error::Exists(id.clone()));
+            }
+            containers.insert(id.clone(), None);
+        }
+        match Container::create(request, &self.reaper, &self.streams).await {
+            Ok(container) => {
+                let pid = container.init_pid();
+                self.containers().insert(id.clone(), Some(Arc::new(container)));
+                Ok(Created { pid, identity, create: start.elapsed() })
+            }
+            Err(error) => {
+                self.containers().remove(id);
+                Err(error.into())
+            }
+        }
+    }
+
+    pub(crate) async fn start(&self, id: &str) -> Result<(), Error> {
+        Ok(self.container(id)?.start().await?)
+    }
+
+    pub(crate) async fn exec(&self, request: &ExecRequest) -> Result<u32, Error> {
+        let container = self.container(&request.container_id)?;
+        Ok(container.exec(request, &self.reaper, &self.streams).await?)
+    }
+
+    fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>, Error> {
+        Ok(self.container(id)?.process(exec_id)?)
+    }
+
+    pub(crate) async fn wait(&self, id: &str, exec_id: &str) -> Result<Exit, Error> {
+        let finished = self.process(id, exec_id)?.finished();
+        process::end_of(finished).await.ok_or(Error::Down)
+    }
+
+    pub(crate) fn signal(
+        &self,
+        id: &str,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), Error> {
+        if all {
+            return Ok(self.container(id)?.signal_all(signal)?);
+        }
+        Ok(self.process(id, exec_id)?.signal(signal)?)
+    }
+
+    pub(crate) fn resize(&self, id: &str, exec_id: &str, rows: u16, columns: u16) -> Result<(), Error> {
+        Ok(self.process(id, exec_id)?.resize(rows, columns)?)
+    }
+
+    pub(crate) fn processes(&self, id: &str) -> Result<Vec<(u32, String)>, Error> {
+        Ok(self.container(id)?.processes()?)
+    }
+
+    pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<(), Error> {
+        let container = self.container(id)?;
+        if !exec_id.is_empty() {
+            return Ok(container.delete_exec(exec_id)?);
+        }
+        container.delete().await?;
+        self.containers().remove(id);
+        Ok(())
+    }
+}

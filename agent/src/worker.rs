@@ -1,0 +1,218 @@
+//! The worker: a process of its own that runs libcontainer once, and ends.
+//!
+//! libcontainer forks, changes the working folder, the dumpable flag and the cgroup of the process
+//! it runs in; PID 1 can afford none of that. The worker is executed anew, so it has one thread, a
+//! fresh address space without the agent's data, and random state of its own.
+
+use std::{
+    error::Error as _,
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use libcontainer::{
+    container::builder::ContainerBuilder, error::LibcontainerError, syscall::syscall::SyscallType,
+};
+use oci_spec::runtime::LinuxSeccomp;
+use serde::Deserialize;
+
+use crate::{
+    executor::GuestExecutor,
+    identity::KERNEL_BOOT_ID,
+    report::{self, Exec, Report, Request},
+};
+
+mod tracing_log;
+
+/// The word by which the agent calls itself as a worker; the request follows as JSON.
+pub(crate) const COMMAND: &str = "worker";
+
+/// The descriptor on which the worker finds its socket.
+pub(crate) const SOCKET: RawFd = 3;
+
+/// Why a worker failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("the worker's request cannot be read: {0}")]
+    Request(serde_json::Error),
+    #[error("cannot read {path}: {source}")]
+    Config { path: PathBuf, source: io::Error },
+    #[error("{0}")]
+    Container(String),
+    #[error("cannot give the container its boot_id: {0}")]
+    BootId(io::Error),
+    #[error("libcontainer told no PID")]
+    NoPid,
+}
+
+/// Runs as a worker.
+pub(crate) fn main(request: &str) -> ExitCode {
+    // The Rust runtime ignores SIGPIPE, and a container's process would inherit that.
+    // SAFETY: restores the default disposition; there is one thread and no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    // SAFETY: the agent put its socket there before it executed us, and nothing else owns it. It is
+    // never closed: what libcontainer forks reports on it until it executes the container's program.
+    let socket = unsafe { BorrowedFd::borrow_raw(SOCKET) };
+    close_on_exec(socket);
+    tracing_log::install();
+    match run(request) {
+        Ok(pid) => {
+            report::send(socket, &Report::Made { pid });
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            report::send(socket, &Report::Failed { error: error.to_string() });
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn close_on_exec(fd: BorrowedFd<'_>) {
+    // Fails on a descriptor that is not open only; then there is nothing to close.
+    let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC);
+}
+
+fn run(request: &str) -> Result<u32, Error> {
+    let request: Request = serde_json::from_str(request).map_err(Error::Request)?;
+    let pid = match &request.exec {
+        None => create(&request),
+        Some(exec) => self::exec(&request, exec),
+    }?;
+    Ok(pid)
+}
+
+fn builder(request: &Request, executor: GuestExecutor) -> Result<ContainerBuilder, Error> {
+    let builder = ContainerBuilder::new(request.container_id.clone(), SyscallType::default())
+        .with_executor(executor)
+        .with_console_socket(request.console.clone())
+        .with_root_path(&request.state)
+        .and_then(ContainerBuilder::validate_id)
+        .map_err(|error| explain(&error))?;
+    let [stdin, stdout, stderr] = request.stdio.as_slice() else {
+        return Ok(builder);
+    };
+    let take = |fd: RawFd| {
+        // SAFETY: the agent left these three descriptors open for us and nothing else owns them.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        close_on_exec(fd.as_fd());
+        fd
+    };
+    Ok(builder
+        .with_stdin(take(*stdin))
+        .with_stdout(take(*stdout))
+        .with_stderr(take(*stderr)))
+}
+
+fn create(request: &Request) -> Result<u32, Error> {
+    let executor = GuestExecutor { window: request.window, ..GuestExecutor::default() };
+    let container = builder(request, executor)?
+        .as_init(&request.bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        // The container's init is PID 1's child from the start, not the worker's orphan.
+        .as_sibling(true)
+        .build()
+        .map_err(|error| explain(&error))?;
+    let pid = container.pid().ok_or(Error::NoPid)?.as_raw();
+    let pid = u32::try_from(pid).map_err(|_| Error::NoPid)?;
+    share_boot_id(pid).map_err(Error::BootId)?;
+    Ok(pid)
+}
+
+fn exec(request: &Request, exec: &Exec) -> Result<u32, Error> {
+    // libcontainer gives an exec no seccomp filter; the executor loads the container's own.
+    let config = request.bundle.join("config.json");
+    let text = fs::read(&config)
+        .map_err(|source| Error::Config { path: config.clone(), source })?;
+    let config: FilterOnly = serde_json::from_slice(&text)
+        .map_err(|error| Error::Config { path: config, source: error.into() })?;
+    let executor = GuestExecutor {
+        window: request.window,
+        exec: true,
+        seccomp: config.linux.seccomp,
+        borrowed: exec.borrowed.clone(),
+    };
+    let pid = builder(request, executor)?
+        .as_tenant()
+        .with_process(Some(&exec.process))
+        .with_detach(true)
+        .as_sibling(true)
+        .build()
+        .map_err(|error| explain(&error))?;
+    u32::try_from(pid.as_raw()).map_err(|_| Error::NoPid)
+}
+
+/// The part of a config.json that an exec needs.
+#[derive(Deserialize)]
+struct FilterOnly {
+    #[serde(default)]
+    linux: LinuxFilter,
+}
+
+#[derive(Default, Deserialize)]
+struct LinuxFilter {
+    seccomp: Option<LinuxSeccomp>,
+}
+
+/// The message of an error with those of its sources that say more than it does.
+fn explain(error: &LibcontainerError) -> Error {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    Error::Container(text.trim_end_matches('\0').to_owned())
+}
+
+/// Shows the child's boot_id in the container: its /proc is a mount of its own, in which the
+/// kernel's file appears again. libcontainer allows no such mount in the spec.
+fn share_boot_id(pid: u32) -> io::Result<()> {
+    use rustix::{
+        fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+        mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+    };
+    let ours = open_tree(
+        CWD,
+        KERNEL_BOOT_ID,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )?;
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/mnt"))?;
+    if same_file(&namespace, &fs::File::open("/proc/self/ns/mnt")?)? {
+        return Ok(());
+    }
+    // Nothing follows but the answer: the worker may stay in the container's mount namespace.
+    nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNS)?;
+    let target = openat2(
+        CWD,
+        KERNEL_BOOT_ID,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+    );
+    let target = match target {
+        Ok(target) => target,
+        // A container without /proc has no boot_id to replace.
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    move_mount(
+        &ours,
+        "",
+        &target,
+        "",
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+    )?;
+    Ok(())
+}
+
+fn same_file(one: &fs::File, other: &fs::File) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok(one.dev() == other.dev() && one.ino() == other.ino())
+}
