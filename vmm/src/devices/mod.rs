@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use console::{Console, ConsoleState};
 use event_loop::{EventLoop, SharedDevice, lock};
+use fs::{Fs, FsState};
 use net::{Net, NetState};
 use rng::{Rng, RngState};
 use virtio::mmio::{self, MmioTransport, TransportArgs, TransportState};
@@ -43,6 +44,7 @@ pub const NET_SLOTS: u8 = 2;
 #[repr(usize)]
 enum Slot {
     Vsock = 0,
+    Fs = 1,
     Rng = 2,
     Console = 3,
     /// The first of [`NET_SLOTS`].
@@ -102,6 +104,9 @@ pub enum Error {
         /// Why not.
         source: vsock::ConnectError,
     },
+    /// The file server cannot be set up.
+    #[error(transparent)]
+    Files(#[from] fs::Error),
     /// Backends for which there is no device.
     #[error("{0} taps for {NET_SLOTS} network devices")]
     Taps(usize),
@@ -128,6 +133,7 @@ pub struct Backends {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DevicesState {
     vsock: (TransportState, VsockState),
+    fs: (TransportState, FsState),
     rng: (TransportState, RngState),
     console: (TransportState, ConsoleState),
     net: Vec<(TransportState, NetState)>,
@@ -143,7 +149,10 @@ pub struct Devices {
     rng: Arc<Mutex<Rng>>,
     console: Arc<Mutex<Console>>,
     net: Vec<Arc<Mutex<Net>>>,
+    fs: Arc<Mutex<Fs>>,
     event_loop: EventLoop,
+    /// The file server's own: its requests take as long as the host's disks do.
+    fs_loop: EventLoop,
 }
 
 /// Connects interrupts and notifications of a slot to the machine.
@@ -229,6 +238,10 @@ impl Devices {
             };
             net.push(Arc::new(Mutex::new(device)));
         }
+        let fs = match state {
+            Some(state) => Fs::restore(backends.exports, &state.fs.1)?,
+            None => Fs::new(backends.exports)?,
+        };
         let mut devices = Self {
             memory: Arc::new(memory),
             transports: [const { None }; SLOTS],
@@ -236,7 +249,9 @@ impl Devices {
             rng: Arc::new(Mutex::new(rng)),
             console: Arc::new(Mutex::new(console)),
             net,
+            fs: Arc::new(Mutex::new(fs)),
             event_loop,
+            fs_loop: EventLoop::new("fs")?,
         };
         let vsock = Arc::clone(&devices.vsock);
         devices.plug(
@@ -258,6 +273,13 @@ impl Devices {
             console,
             wiring,
             state.map(|state| &state.console.0),
+        )?;
+        let fs = Arc::clone(&devices.fs);
+        devices.plug(
+            Slot::Fs as usize,
+            fs,
+            wiring,
+            state.map(|state| &state.fs.0),
         )?;
         for index in 0..devices.net.len() {
             let net = Arc::clone(&devices.net[index]);
@@ -299,8 +321,12 @@ impl Devices {
                     .map_err(|source| Error::Restore { slot, source })?
             }
         };
-        self.event_loop
-            .add(shared, transport.interrupt().clone(), events)?;
+        let event_loop = if slot == Slot::Fs as usize {
+            &self.fs_loop
+        } else {
+            &self.event_loop
+        };
+        event_loop.add(shared, transport.interrupt().clone(), events)?;
         self.transports[slot] = Some(transport);
         Ok(())
     }
@@ -358,6 +384,7 @@ impl Devices {
         for (_, transport) in self.plugged() {
             transport.repeat_interrupt();
         }
+        self.fs_loop.start()?;
         Ok(self.event_loop.start()?)
     }
 
@@ -366,11 +393,13 @@ impl Devices {
     /// saved afterwards. An error names what is in flight; [`start`](Self::start) goes on then.
     pub fn quiesce(&self) -> Result<(), Error> {
         self.event_loop.stop()?;
+        self.fs_loop.stop()?;
         let devices = [
             (
                 Slot::Vsock as usize,
                 Arc::clone(&self.vsock) as SharedDevice,
             ),
+            (Slot::Fs as usize, Arc::clone(&self.fs) as SharedDevice),
             (Slot::Rng as usize, Arc::clone(&self.rng) as SharedDevice),
             (
                 Slot::Console as usize,
@@ -410,6 +439,7 @@ impl Devices {
         });
         Ok(DevicesState {
             vsock: (transport(Slot::Vsock as usize)?, lock(&self.vsock).save()),
+            fs: (transport(Slot::Fs as usize)?, lock(&self.fs).save()),
             rng: (transport(Slot::Rng as usize)?, lock(&self.rng).save()),
             console: (
                 transport(Slot::Console as usize)?,

@@ -11,12 +11,41 @@ use std::io;
 
 use fuse_backend_rs::api::filesystem::Context;
 use rustix::fs::Mode;
+use rustix::thread::CapabilitySet;
 
+use super::Error;
 use super::host::{Descriptors, errno};
 
 /// `SECBIT_NO_SETUID_FIXUP` (linux/securebits.h): capabilities stay as they are when the
 /// file-system user ID changes, see capabilities(7).
 const SECBIT_NO_SETUID_FIXUP: libc::c_int = 1 << 2;
+
+/// What serving takes (capabilities(7)): files of any owner are read, written, made and changed as
+/// the guest's kernel decided.
+const NEEDED: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETPCAP);
+
+/// Checks that the process has the capabilities that serving takes.
+pub(super) fn check_capabilities() -> Result<(), Error> {
+    let held =
+        rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    let missing = NEEDED - held;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = missing
+        .iter_names()
+        .map(|(name, _)| format!("CAP_{name}"))
+        .collect();
+    Err(Error::Capabilities {
+        missing: names.join(", "),
+    })
+}
 
 thread_local! {
     /// The file-creation mask of this thread, once it is its own.

@@ -89,9 +89,23 @@ impl VirtioDevice for Fs {
 
     fn drain(&mut self) -> Result<(), DrainError> {
         let answerer = &self.answerer;
-        for queue in &mut self.queues {
-            queue.serve_all(|chain| answerer.answer(chain))?;
-        }
+        let queues = &mut self.queues;
+        // In a thread of its own: serving changes a thread's working directory and file creation
+        // mask, and this one is the caller's.
+        std::thread::scope(|scope| {
+            let serving = std::thread::Builder::new().spawn_scoped(scope, move || {
+                queues
+                    .iter_mut()
+                    .try_for_each(|queue| queue.serve_all(|chain| answerer.answer(chain)))
+            });
+            match serving.map(std::thread::ScopedJoinHandle::join) {
+                Ok(Ok(served)) => Ok(served?),
+                Ok(Err(_)) => Err(DrainError::InFlight("a request that panicked".to_owned())),
+                Err(error) => Err(DrainError::InFlight(format!(
+                    "a request for which no thread could be started ({error})"
+                ))),
+            }
+        })?;
         match answerer.files().open_files() {
             0 => Ok(()),
             count => Err(DrainError::InFlight(format!(

@@ -80,11 +80,8 @@ impl FileServer {
             if name == c"." || name == c".." {
                 return add(entry, Entry::default());
             }
-            let found = match self.lookup_name(id, name) {
-                Ok(found) => found,
-                // Gone meanwhile, or beyond a bound: the guest looks it up if it needs it.
-                Err(_) => Entry::default(),
-            };
+            // Gone meanwhile, or beyond a bound: the guest looks it up if it needs it.
+            let found = self.lookup_name(id, name).unwrap_or_default();
             let added = add(entry, found);
             if found.inode != 0 && !matches!(added, Ok(1..)) {
                 self.forget_nodes([(found.inode, 1)]);

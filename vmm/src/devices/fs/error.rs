@@ -9,9 +9,12 @@ pub enum Error {
     /// `/proc/self/fd` cannot be opened.
     #[error("cannot open /proc/self/fd, which the file server needs; is /proc mounted? ({0})")]
     OpenProc(#[source] io::Error),
-    /// The serving thread cannot be set up.
-    #[error("cannot prepare the file server's thread; it must run as root with CAP_SETPCAP ({0})")]
-    PrepareThread(#[source] io::Error),
+    /// The process may not act on files as it must.
+    #[error("the file server lacks {missing}; the monitor must be started as root")]
+    Capabilities {
+        /// Names of the capabilities.
+        missing: String,
+    },
     /// An export's name is no file name.
     #[error("{name:?} cannot be the name of an export: it must be a file name")]
     ExportName {

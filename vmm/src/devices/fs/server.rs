@@ -58,7 +58,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl FileServer {
     /// A server of these exports. Opens `/proc/self/fd`, so `/proc` must be there.
+    ///
+    /// A thread that serves requests gets a working directory and a file creation mask of its own
+    /// when it first needs them, so it should do nothing else.
     pub fn new(exports: Vec<Export>, limits: Limits) -> Result<Self, Error> {
+        if !exports.is_empty() {
+            super::credentials::check_capabilities()?;
+        }
         let descriptors = Descriptors::open().map_err(Error::OpenProc)?;
         let mut roots: Vec<Root> = Vec::with_capacity(exports.len());
         for export in exports {
@@ -76,12 +82,6 @@ impl FileServer {
             handles: Mutex::new(HandleTable::new(limits)),
             session: AtomicU64::new(0),
         })
-    }
-
-    /// Makes the calling thread fit to serve requests. It then has a working directory and a file
-    /// creation mask of its own, so it should do nothing else.
-    pub fn prepare_thread(&self) -> Result<(), Error> {
-        super::credentials::prepare_thread(&self.descriptors).map_err(Error::PrepareThread)
     }
 
     pub(super) fn nodes(&self) -> MutexGuard<'_, NodeTable> {

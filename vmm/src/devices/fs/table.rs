@@ -251,10 +251,10 @@ impl NodeTable {
             let Some(node) = self.nodes.remove(&id) else {
                 continue;
             };
-            if let Some(identity) = node.identity {
-                if self.index.get(&identity.key) == Some(&id) {
-                    self.index.remove(&identity.key);
-                }
+            if let Some(identity) = node.identity
+                && self.index.get(&identity.key) == Some(&id)
+            {
+                self.index.remove(&identity.key);
             }
             if node.file.is_some() {
                 self.open -= 1;
@@ -307,10 +307,11 @@ impl NodeTable {
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
-        if let Some(old) = node.identity.replace(identity) {
-            if old.key != identity.key && self.index.get(&old.key) == Some(&id) {
-                self.index.remove(&old.key);
-            }
+        if let Some(old) = node.identity.replace(identity)
+            && old.key != identity.key
+            && self.index.get(&old.key) == Some(&id)
+        {
+            self.index.remove(&old.key);
         }
         self.index.insert(identity.key, id);
     }
