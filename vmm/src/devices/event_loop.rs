@@ -37,10 +37,24 @@ impl Registrar {
     /// `token`. Closing the descriptor ends it; an event already taken from the kernel may still
     /// arrive, so a device does not use a token twice in short order.
     pub fn add(&self, source: BorrowedFd<'_>, token: u32, interest: EventSet) -> io::Result<()> {
-        let value = (self.slot as u64) << SLOT_SHIFT | u64::from(token);
+        self.control(ControlOperation::Add, source, token, interest)
+    }
+
+    /// Changes what is watched for. What `source` is ready for at that time is an event.
+    pub fn change(&self, source: BorrowedFd<'_>, token: u32, interest: EventSet) -> io::Result<()> {
+        self.control(ControlOperation::Modify, source, token, interest)
+    }
+
+    fn control(
+        &self,
+        operation: ControlOperation,
+        source: BorrowedFd<'_>,
+        token: u32,
+        interest: EventSet,
+    ) -> io::Result<()> {
+        let value = ((self.slot as u64) << SLOT_SHIFT) | u64::from(token);
         let event = EpollEvent::new(interest | EventSet::EDGE_TRIGGERED, value);
-        self.epoll
-            .ctl(ControlOperation::Add, source.as_raw_fd(), event)
+        self.epoll.ctl(operation, source.as_raw_fd(), event)
     }
 }
 

@@ -10,7 +10,7 @@ mod queue;
 
 pub use config::ConfigSpace;
 pub use interrupt::{Interrupt, InterruptLine};
-pub use queue::{Chain, QueueError, QueueState, Virtqueue};
+pub use queue::{Chain, QueueError, QueueState, Virtqueue, signal};
 
 use std::sync::Arc;
 

@@ -107,6 +107,21 @@ impl TryFrom<&QueueState> for Queue {
     }
 }
 
+/// Interrupts the driver if chains were given back to any of these queues of one device since the
+/// last call and it wants to know: one interrupt for all of them.
+pub fn signal<'q>(queues: impl IntoIterator<Item = &'q mut Virtqueue>) -> Result<(), QueueError> {
+    let mut interrupt = None;
+    for queue in queues {
+        if queue.needs_signal()? {
+            interrupt = Some(&queue.interrupt);
+        }
+    }
+    if let Some(interrupt) = interrupt {
+        interrupt.signal_used();
+    }
+    Ok(())
+}
+
 /// A virtqueue with the memory that it lies in and the interrupt that tells of its progress.
 ///
 /// The order in which a device uses it: [`pop`](Self::pop) until empty, each chain given back
@@ -178,10 +193,13 @@ impl Virtqueue {
 
     /// Interrupts the driver if chains were given back since the last call and it wants to know.
     pub fn signal(&mut self) -> Result<(), QueueError> {
-        if std::mem::take(&mut self.unsignalled) && self.queue.needs_notification(&*self.memory)? {
-            self.interrupt.signal_used();
-        }
-        Ok(())
+        signal([self])
+    }
+
+    /// Whether the driver wants to know of the chains given back since the last call.
+    fn needs_signal(&mut self) -> Result<bool, QueueError> {
+        let unsignalled = std::mem::take(&mut self.unsignalled);
+        Ok(unsignalled && self.queue.needs_notification(&*self.memory)?)
     }
 
     /// Asks the driver to notify about the next chain. True if there is one already.

@@ -155,11 +155,6 @@ impl MmioTransport {
         &self.interrupt
     }
 
-    /// What notifications of the driver signal, one for each queue.
-    pub(crate) fn notifications(&self) -> &[Arc<EventFd>] {
-        &self.notifications
-    }
-
     /// A vCPU reads `data.len()` bytes at `offset`.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         if offset >= CONFIG_SPACE {
