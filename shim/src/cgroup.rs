@@ -1,0 +1,204 @@
+//! The monitor's cgroup on the host (OCI runtime specification, `linux.cgroupsPath`).
+//!
+//! Memory and process limits act in the guest; what the host sees is one monitor, so its
+//! `memory.max` is the limit plus what the monitor itself needs. Processor, cpuset and io limits
+//! act on the monitor; the processor quota only once the agent has answered, so that a small quota
+//! does not stretch the start.
+
+use std::path::Path;
+
+use libcgroups::common::{
+    AnyCgroupManager, CgroupConfig, CgroupManager as _, ControllerOpt, create_cgroup_manager,
+};
+use nix_of_libcgroups::unistd::Pid;
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+
+/// What a monitor needs beside its guest's memory, in bytes: its own heap and stacks, page tables
+/// of the guest, kernel memory of KVM. Added to a container's memory limit.
+pub(crate) const MEMORY_OVERHEAD: i64 = 64 << 20;
+
+/// Why a cgroup cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} the cgroup {path}: {message}")]
+pub(crate) struct Error {
+    action: &'static str,
+    path: String,
+    message: String,
+}
+
+/// A container's cgroup on the host.
+pub(crate) struct Cgroup {
+    path: String,
+    inner: AnyCgroupManager,
+}
+
+/// Both forms of `cgroupsPath`: a path of cgroupfs, or systemd's `slice:prefix:name`.
+fn open(path: &str, id: &str) -> Result<Cgroup, Error> {
+    let systemd = path.split(':').count() == 3 && !path.starts_with('/');
+    // cgroupfs paths are taken from the root of the hierarchy.
+    let inner_path = if systemd || path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("/{path}")
+    };
+    let config = CgroupConfig {
+        cgroup_path: inner_path.into(),
+        systemd_cgroup: systemd,
+        container_name: id.to_owned(),
+    };
+    let inner = create_cgroup_manager(config).map_err(|error| failed("use", path, &error))?;
+    Ok(Cgroup {
+        path: path.to_owned(),
+        inner,
+    })
+}
+
+fn failed(action: &'static str, path: &str, error: &dyn std::fmt::Display) -> Error {
+    Error {
+        action,
+        path: path.to_owned(),
+        message: error.to_string(),
+    }
+}
+
+impl Cgroup {
+    /// Makes the cgroup, if it is not there, puts the monitor into it and sets its limits but for
+    /// the processor quota.
+    pub(crate) fn join(
+        path: &str,
+        id: &str,
+        pid: u32,
+        limits: &LinuxResources,
+    ) -> Result<Self, Error> {
+        let cgroup = open(path, id)?;
+        cgroup
+            .inner
+            .add_task(Pid::from_raw(pid.cast_signed()))
+            .map_err(|error| failed("join", path, &error))?;
+        let joined = cgroup.apply(&before_start(limits));
+        match joined {
+            Ok(()) => Ok(cgroup),
+            // The monitor is still in it: it is removed when that has been killed.
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets the processor quota.
+    pub(crate) fn set_quota(&self, limits: &LinuxResources) -> Result<(), Error> {
+        match quota(limits) {
+            Some(quota) => self.apply(&quota),
+            None => Ok(()),
+        }
+    }
+
+    fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
+        self.inner
+            .apply(&ControllerOpt {
+                resources,
+                disable_oom_killer: false,
+                oom_score_adj: None,
+                freezer_state: None,
+            })
+            .map_err(|error| failed("set limits in", &self.path, &error))
+    }
+}
+
+/// Removes a container's cgroup; one that is not there is fine. Its processes must have ended.
+pub(crate) fn remove(path: &str, id: &str) -> Result<(), Error> {
+    // A host without cgroup v2 never got one.
+    if path.is_empty() || !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return Ok(());
+    }
+    open(path, id)?
+        .inner
+        .remove()
+        .map_err(|error| failed("remove", path, &error))
+}
+
+/// What is set before the guest runs.
+fn before_start(limits: &LinuxResources) -> LinuxResources {
+    let mut before = LinuxResources::default();
+    if let Some(memory) = limits.memory() {
+        let mut raised = LinuxMemory::default();
+        if let Some(limit) = memory.limit().filter(|limit| *limit > 0) {
+            raised.set_limit(Some(limit.saturating_add(MEMORY_OVERHEAD)));
+            if let Some(swap) = memory.swap().filter(|swap| *swap > 0) {
+                raised.set_swap(Some(swap.saturating_add(MEMORY_OVERHEAD)));
+            } else {
+                raised.set_swap(memory.swap());
+            }
+        }
+        before.set_memory(Some(raised));
+    }
+    if let Some(cpu) = limits.cpu() {
+        let mut weights = LinuxCpu::default();
+        weights.set_shares(cpu.shares());
+        weights.set_cpus(cpu.cpus().clone());
+        weights.set_mems(cpu.mems().clone());
+        before.set_cpu(Some(weights));
+    }
+    before.set_block_io(limits.block_io().clone());
+    before
+}
+
+/// The processor quota alone, if there is one.
+fn quota(limits: &LinuxResources) -> Option<LinuxResources> {
+    let cpu = limits.cpu().as_ref()?;
+    if cpu.quota().is_none() && cpu.period().is_none() {
+        return None;
+    }
+    let mut only = LinuxCpu::default();
+    only.set_quota(cpu.quota());
+    only.set_period(cpu.period());
+    only.set_burst(cpu.burst());
+    let mut resources = LinuxResources::default();
+    resources.set_cpu(Some(only));
+    Some(resources)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> LinuxResources {
+        serde_json::from_str(
+            r#"{"memory":{"limit":1000000,"swap":2000000},
+                "cpu":{"shares":512,"quota":50000,"period":100000,"cpus":"0-1"},
+                "pids":{"limit":10},"devices":[{"allow":false,"access":"rwm"}]}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn the_monitor_gets_its_own_memory_on_top() {
+        let before = before_start(&limits());
+        let memory = before.memory().clone().unwrap();
+        assert_eq!(memory.limit(), Some(1_000_000 + MEMORY_OVERHEAD));
+        assert_eq!(memory.swap(), Some(2_000_000 + MEMORY_OVERHEAD));
+    }
+
+    #[test]
+    fn what_acts_in_the_guest_stays_there() {
+        let before = before_start(&limits());
+        assert!(before.pids().is_none());
+        assert!(before.devices().is_none());
+    }
+
+    #[test]
+    fn the_quota_waits_for_the_agent() {
+        let before = before_start(&limits());
+        let cpu = before.cpu().clone().unwrap();
+        assert_eq!((cpu.quota(), cpu.shares()), (None, Some(512)));
+        let after = quota(&limits()).unwrap().cpu().clone().unwrap();
+        assert_eq!(
+            (after.quota(), after.period(), after.shares()),
+            (Some(50000), Some(100_000), None)
+        );
+        assert!(quota(&LinuxResources::default()).is_none());
+    }
+
+    #[test]
+    fn no_limit_is_none() {
+        assert!(before_start(&LinuxResources::default()).memory().is_none());
+    }
+}

@@ -1,0 +1,580 @@
+//! A container: its processes, what may be done to them when, and the events that tell of it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskStart,
+};
+use protobuf::well_known_types::timestamp::Timestamp;
+use tokio::time::timeout;
+
+use crate::{
+    error::Error as AnyError,
+    events::Events,
+    machine::{self, Exit, GuestProcess, Machine, Request},
+    streams::{self, Stdio},
+};
+
+pub(crate) mod phase;
+mod process;
+#[cfg(test)]
+mod tests;
+
+use phase::{End, Phase};
+pub(crate) use process::Process;
+
+/// Added to the guest's PIDs, so that none is mistaken for a process of the host: Linux gives out
+/// PIDs below 2^22 (`PID_MAX_LIMIT`, proc(5)).
+pub(crate) const GUEST_PID_BASE: u32 = 1 << 22;
+
+/// How long the guest may take to act on SIGKILL of the init process before its machine is killed.
+/// Docker itself waits ten seconds, containerd's clients have no limit of their own.
+const KILL_GRACE: Duration = Duration::from_secs(3);
+
+/// How long the end of the init process waits for the ends of the execs it took along.
+const EXEC_GRACE: Duration = Duration::from_secs(2);
+
+/// Largest signal (`SIGRTMAX`, signal(7)).
+const SIGNAL_MAX: u32 = 64;
+
+const SIGKILL: u32 = 9;
+
+/// Status of a process that could not be started, as runc's shim reports it.
+const NOT_STARTED: u32 = 255;
+
+/// Why something cannot be done to a container.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("container {0} is not there")]
+    NoContainer(String),
+    #[error("container {container} has no process {exec}")]
+    NoProcess { container: String, exec: String },
+    #[error("process {0} has ended already")]
+    Finished(String),
+    #[error("container {0} is there already")]
+    ContainerExists(String),
+    #[error("process {0} is there already")]
+    ProcessExists(String),
+    #[error(
+        "this shim holds container {held}; it cannot hold {asked} as well: pods are not supported yet"
+    )]
+    OneContainer { held: String, asked: String },
+    #[error("cannot {action} process {process}: it is {state}")]
+    State {
+        action: &'static str,
+        process: String,
+        state: &'static str,
+    },
+    #[error("process {0} has no terminal")]
+    NoTerminal(String),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0} is not implemented by forkvm yet")]
+    Unimplemented(&'static str),
+}
+
+/// What `State` answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Status {
+    pub(crate) pid: u32,
+    pub(crate) phase: Phase,
+    pub(crate) stdio: Stdio,
+}
+
+/// What `Delete` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Deleted {
+    pub(crate) pid: u32,
+    pub(crate) exit: Exit,
+}
+
+/// One container in its machine.
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) bundle: String,
+    machine: Arc<dyn Machine>,
+    events: Events,
+    init: Arc<Process>,
+    execs: Mutex<BTreeMap<String, Arc<Process>>>,
+    /// Ids of stream connections, unique in the machine; 0 means no stream.
+    next_stream: AtomicU64,
+}
+
+impl Container {
+    /// Makes the container in `machine`. On an error the machine is for the caller to destroy.
+    pub(crate) async fn create(
+        request: &Request,
+        stdio: Stdio,
+        machine: Arc<dyn Machine>,
+        events: Events,
+    ) -> Result<Arc<Self>, AnyError> {
+        let container = Arc::new(Self {
+            id: request.id.clone(),
+            bundle: request.bundle.display().to_string(),
+            init: Arc::new(Process::new("", machine.pid(), stdio, Vec::new())),
+            machine,
+            events,
+            execs: Mutex::default(),
+            next_stream: AtomicU64::new(1),
+        });
+        let names = container.open_streams(&container.init).await?;
+        container.machine.create(names).await?;
+        let stdio = &container.init.stdio;
+        container.events.publish(TaskCreate {
+            container_id: request.id.clone(),
+            bundle: container.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: Some(TaskIO {
+                stdin: stdio.stdin.clone(),
+                stdout: stdio.stdout.clone(),
+                stderr: stdio.stderr.clone(),
+                terminal: stdio.terminal,
+                ..Default::default()
+            })
+            .into(),
+            pid: container.pid(),
+            ..Default::default()
+        });
+        tokio::spawn(Arc::clone(&container).watch(Arc::clone(&container.init)));
+        Ok(container)
+    }
+
+    /// The task's PID on the host.
+    pub(crate) fn pid(&self) -> u32 {
+        self.machine.pid()
+    }
+
+    fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process of an exec id; the init process of an empty one.
+    pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>, Error> {
+        if exec_id.is_empty() {
+            return Ok(Arc::clone(&self.init));
+        }
+        self.execs()
+            .get(exec_id)
+            .cloned()
+            .ok_or_else(|| Error::NoProcess {
+                container: self.id.clone(),
+                exec: exec_id.to_owned(),
+            })
+    }
+
+    /// What a process is called in messages.
+    fn name(&self, process: &Process) -> String {
+        let id = if process.exec_id.is_empty() {
+            &self.id
+        } else {
+            &process.exec_id
+        };
+        id.clone()
+    }
+
+    fn wrong_state(&self, action: &'static str, process: &Process, phase: Phase) -> Error {
+        Error::State {
+            action,
+            process: self.name(process),
+            state: phase.name(),
+        }
+    }
+
+    /// Never asks the guest.
+    pub(crate) fn state(&self, exec_id: &str) -> Result<Status, Error> {
+        let process = self.process(exec_id)?;
+        let state = process.state();
+        Ok(Status {
+            pid: state.pid,
+            phase: state.phase,
+            stdio: process.stdio.clone(),
+        })
+    }
+
+    async fn open_streams(
+        &self,
+        process: &Process,
+    ) -> Result<forkvm_api::agent::Streams, AnyError> {
+        let next = || self.next_stream.fetch_add(1, Ordering::Relaxed);
+        let (mut names, open) = streams::open(&process.stdio, &*self.machine, next).await?;
+        let mut state = process.state();
+        (names.rows, names.columns) = state.size;
+        if state.stdin_closed {
+            open.close_stdin();
+        }
+        state.streams = Some(open);
+        Ok(names)
+    }
+
+    /// Starts the init process or an exec; answers its PID.
+    pub(crate) async fn start(self: &Arc<Self>, exec_id: &str) -> Result<u32, AnyError> {
+        let process = self.process(exec_id)?;
+        {
+            let mut state = process.state();
+            if !state.phase.start() {
+                return Err(self.wrong_state("start", &process, state.phase).into());
+            }
+        }
+        let result = if exec_id.is_empty() {
+            self.machine.start().await.map(|()| self.pid())
+        } else {
+            self.start_exec(&process).await
+        };
+        match result {
+            Ok(pid) => {
+                let early = {
+                    let mut state = process.state();
+                    state.pid = pid;
+                    state.phase.started()
+                };
+                self.announce_start(&process, pid);
+                if let Some(exit) = early {
+                    self.announce_exit(&process, exit);
+                }
+                if !exec_id.is_empty() {
+                    tokio::spawn(Arc::clone(self).watch(process));
+                }
+                Ok(pid)
+            }
+            Err(error) => {
+                let exit = Exit {
+                    status: NOT_STARTED,
+                    at: SystemTime::now(),
+                };
+                let exit = process.state().phase.start_failed(exit);
+                if exec_id.is_empty() {
+                    self.announce_exit(&process, exit);
+                } else {
+                    // It never was, so there is no event; who waits for it must not wait forever.
+                    process.announce(exit);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_exec(&self, process: &Process) -> Result<u32, AnyError> {
+        let names = self.open_streams(process).await?;
+        let asked = self.machine.exec(&process.exec_id, &process.spec, names);
+        let pid = tokio::select! {
+            answer = asked => answer?,
+            reason = machine::ended(&*self.machine) => return Err(machine::Error::Ended(reason).into()),
+        };
+        Ok(pid.saturating_add(GUEST_PID_BASE))
+    }
+
+    fn announce_start(&self, process: &Process, pid: u32) {
+        if process.exec_id.is_empty() {
+            self.events.publish(TaskStart {
+                container_id: self.id.clone(),
+                pid,
+                ..Default::default()
+            });
+        } else {
+            self.events.publish(TaskExecStarted {
+                container_id: self.id.clone(),
+                exec_id: process.exec_id.clone(),
+                pid,
+                ..Default::default()
+            });
+        }
+    }
+
+    fn announce_exit(&self, process: &Process, exit: Exit) {
+        let id = if process.exec_id.is_empty() {
+            &self.id
+        } else {
+            &process.exec_id
+        };
+        let pid = process.state().pid;
+        self.events.publish(TaskExit {
+            container_id: self.id.clone(),
+            id: id.clone(),
+            pid,
+            exit_status: exit.status,
+            exited_at: Some(Timestamp::from(exit.at)).into(),
+            ..Default::default()
+        });
+        process.announce(exit);
+    }
+
+    /// Waits for a process's end and announces it behind its last output.
+    async fn watch(self: Arc<Self>, process: Arc<Process>) {
+        let exit = tokio::select! {
+            exit = self.machine.wait(&process.exec_id) => match exit {
+                Ok(exit) => exit,
+                Err(error) => {
+                    // Either the machine is gone, or the agent is no use any more: nobody would
+                    // ever hear of this process again.
+                    log::warn!("waiting for process {}: {error}", self.name(&process));
+                    if process.exec_id.is_empty() {
+                        self.machine.kill();
+                    }
+                    Exit::killed()
+                }
+            },
+            reason = machine::ended(&*self.machine) => {
+                log::info!("process {} ended with its machine: {reason}", self.name(&process));
+                Exit::killed()
+            }
+        };
+        let drained = process.state().streams.as_ref().map(streams::Open::outputs);
+        if let Some(outputs) = drained {
+            outputs.drained().await;
+        }
+        if process.exec_id.is_empty() {
+            self.end_execs(exit).await;
+        }
+        self.finish(&process, exit);
+    }
+
+    /// The init process takes the execs along; their ends are announced before its own.
+    async fn end_execs(&self, exit: Exit) {
+        let execs: Vec<_> = self.execs().values().cloned().collect();
+        for exec in execs {
+            if matches!(exec.state().phase, Phase::Running)
+                && timeout(EXEC_GRACE, exec.exited()).await.is_err()
+            {
+                self.finish(
+                    &exec,
+                    Exit {
+                        at: exit.at,
+                        ..Exit::killed()
+                    },
+                );
+            }
+        }
+    }
+
+    fn finish(&self, process: &Process, exit: Exit) {
+        let end = process.state().phase.exited(exit);
+        if end == End::Announce {
+            self.announce_exit(process, exit);
+        }
+    }
+
+    /// Adds an exec process; `start` executes it.
+    pub(crate) fn exec(&self, exec_id: &str, stdio: Stdio, spec: Vec<u8>) -> Result<(), Error> {
+        let phase = self.init.state().phase;
+        if phase.exit().is_some() {
+            return Err(self.wrong_state("exec in", &self.init, phase));
+        }
+        if exec_id.is_empty() {
+            return Err(Error::Invalid("exec needs an id".to_owned()));
+        }
+        stdio
+            .check()
+            .map_err(|error| Error::Invalid(error.to_string()))?;
+        {
+            let mut execs = self.execs();
+            if execs.contains_key(exec_id) {
+                return Err(Error::ProcessExists(exec_id.to_owned()));
+            }
+            let process = Arc::new(Process::new(exec_id, 0, stdio, spec));
+            execs.insert(exec_id.to_owned(), process);
+        }
+        self.events.publish(TaskExecAdded {
+            container_id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// Sends a signal. SIGKILL of the init process works even when the guest hangs.
+    pub(crate) async fn kill(
+        self: &Arc<Self>,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), AnyError> {
+        if signal > SIGNAL_MAX {
+            return Err(Error::Invalid(format!("there is no signal {signal}")).into());
+        }
+        let process = self.process(exec_id)?;
+        let phase = process.state().phase;
+        match phase {
+            Phase::Stopped(_) | Phase::Deleting(_) => {
+                return Err(Error::Finished(self.name(&process)).into());
+            }
+            Phase::Created if !exec_id.is_empty() => {
+                return Err(self.wrong_state("kill", &process, phase).into());
+            }
+            Phase::Created | Phase::Starting(_) | Phase::Running => {}
+        }
+        if exec_id.is_empty() && signal == SIGKILL {
+            return Ok(self.kill_init(all).await?);
+        }
+        tokio::select! {
+            answer = self.machine.signal(exec_id, signal, all) => Ok(answer?),
+            _ = machine::ended(&*self.machine) => Err(Error::Finished(self.name(&process)).into()),
+        }
+    }
+
+    async fn kill_init(self: &Arc<Self>, all: bool) -> Result<(), machine::Error> {
+        match timeout(KILL_GRACE, self.machine.signal("", SIGKILL, all)).await {
+            Ok(Ok(())) => {
+                // The signal is sent; a process that cannot die of it (stuck in the kernel) goes
+                // with its machine.
+                let container = Arc::clone(self);
+                tokio::spawn(async move {
+                    if timeout(KILL_GRACE, container.init.exited()).await.is_err() {
+                        log::warn!(
+                            "container {} does not die of SIGKILL: killing its machine",
+                            container.id
+                        );
+                        container.machine.kill();
+                    }
+                });
+            }
+            Ok(Err(error)) => {
+                log::warn!(
+                    "SIGKILL to container {}: {error}: killing its machine",
+                    self.id
+                );
+                self.machine.kill();
+            }
+            Err(_) => {
+                log::warn!(
+                    "the guest of container {} hangs: killing its machine",
+                    self.id
+                );
+                self.machine.kill();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the end of a process has been announced.
+    pub(crate) async fn wait(&self, exec_id: &str) -> Result<Exit, Error> {
+        let process = self.process(exec_id)?;
+        process
+            .exited()
+            .await
+            .ok_or_else(|| Error::NoContainer(self.id.clone()))
+    }
+
+    /// The container's processes: the init process under the task's PID, the others raised by
+    /// [`GUEST_PID_BASE`].
+    pub(crate) async fn pids(&self) -> Result<Vec<GuestProcess>, machine::Error> {
+        if self.init.state().phase.exit().is_some() {
+            return Ok(Vec::new());
+        }
+        let mut processes = vec![GuestProcess {
+            pid: self.pid(),
+            exec_id: String::new(),
+        }];
+        // The agent lists the init process first; it is known by the task's PID already.
+        let listed = self.machine.processes().await?;
+        processes.extend(listed.into_iter().skip(1).map(|process| GuestProcess {
+            pid: process.pid.saturating_add(GUEST_PID_BASE),
+            ..process
+        }));
+        Ok(processes)
+    }
+
+    /// Ends a process's stdin behind what its client has written.
+    pub(crate) fn close_stdin(&self, exec_id: &str) -> Result<(), Error> {
+        let process = self.process(exec_id)?;
+        let mut state = process.state();
+        state.stdin_closed = true;
+        if let Some(streams) = &state.streams {
+            streams.close_stdin();
+        }
+        Ok(())
+    }
+
+    /// Sets the size of a process's terminal, at once or when it is started.
+    pub(crate) async fn resize(
+        &self,
+        exec_id: &str,
+        rows: u32,
+        columns: u32,
+    ) -> Result<(), AnyError> {
+        let process = self.process(exec_id)?;
+        if !process.stdio.terminal {
+            return Err(Error::NoTerminal(self.name(&process)).into());
+        }
+        let phase = {
+            let mut state = process.state();
+            state.size = (rows, columns);
+            state.phase
+        };
+        match phase {
+            Phase::Created if !exec_id.is_empty() => Ok(()),
+            Phase::Created | Phase::Starting(_) | Phase::Running => {
+                Ok(self.machine.resize(exec_id, rows, columns).await?)
+            }
+            Phase::Stopped(_) | Phase::Deleting(_) => {
+                Err(Error::Finished(self.name(&process)).into())
+            }
+        }
+    }
+
+    /// Removes an ended exec, or the ended container with its machine.
+    pub(crate) async fn delete(&self, exec_id: &str) -> Result<Deleted, AnyError> {
+        let process = self.process(exec_id)?;
+        let (exit, pid, unstarted) = {
+            let mut state = process.state();
+            let before = state.phase;
+            let Some(exit) = state.phase.delete(Exit::killed()) else {
+                return Err(self.wrong_state("delete", &process, before).into());
+            };
+            (exit, state.pid, before == Phase::Created)
+        };
+        let removed = if exec_id.is_empty() {
+            self.machine.destroy().await
+        } else if pid == 0 {
+            // The guest has never heard of it.
+            Ok(())
+        } else {
+            self.delete_exec(exec_id).await
+        };
+        if let Err(error) = removed {
+            process.state().phase.delete_failed();
+            return Err(error);
+        }
+        if unstarted {
+            if exec_id.is_empty() {
+                self.announce_exit(&process, exit);
+            } else {
+                process.announce(exit);
+            }
+        }
+        process.state().streams = None;
+        if exec_id.is_empty() {
+            self.events.publish(TaskDelete {
+                container_id: self.id.clone(),
+                pid,
+                exit_status: exit.status,
+                exited_at: Some(Timestamp::from(exit.at)).into(),
+                ..Default::default()
+            });
+        } else {
+            self.execs().remove(exec_id);
+        }
+        Ok(Deleted { pid, exit })
+    }
+
+    async fn delete_exec(&self, exec_id: &str) -> Result<(), AnyError> {
+        let answer = tokio::select! {
+            answer = self.machine.delete_exec(exec_id) => answer,
+            _ = machine::ended(&*self.machine) => Ok(()),
+        };
+        match answer {
+            // Nothing is left of it in the guest: that is what was asked for.
+            Err(machine::Error::Guest {
+                code: ttrpc::Code::NOT_FOUND,
+                ..
+            }) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+}

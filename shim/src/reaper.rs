@@ -1,0 +1,93 @@
+//! Child processes: a shim is a subreaper, so orphans of its hooks become its own, and one place
+//! must collect them all.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, ExitStatus},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use nix::{
+    errno::Errno,
+    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
+    unistd::Pid,
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
+
+/// Starts children and tells their ends.
+#[derive(Clone, Default)]
+pub(crate) struct Reaper {
+    waiting: Arc<Mutex<HashMap<u32, oneshot::Sender<ExitStatus>>>>,
+}
+
+/// A child that was started.
+pub(crate) struct Child {
+    pub(crate) pid: u32,
+    /// Its end.
+    pub(crate) ended: oneshot::Receiver<ExitStatus>,
+    /// The write end of its standard input, if that was piped.
+    pub(crate) stdin: Option<std::process::ChildStdin>,
+    /// The read end of its standard error, if that was piped.
+    pub(crate) stderr: Option<std::process::ChildStderr>,
+}
+
+impl Reaper {
+    /// A reaper that collects as long as the runtime lives.
+    ///
+    /// # Errors
+    /// When SIGCHLD cannot be watched.
+    pub(crate) fn start() -> io::Result<Self> {
+        let reaper = Self::default();
+        let signals = signal(SignalKind::child())?;
+        tokio::spawn(reaper.clone().run(signals));
+        Ok(reaper)
+    }
+
+    /// Starts a child. Its end is not missed, however soon it comes: the table is locked from
+    /// before the start until the child stands in it.
+    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut child = command.spawn()?;
+        let (sender, ended) = oneshot::channel();
+        waiting.insert(child.id(), sender);
+        Ok(Child {
+            pid: child.id(),
+            ended,
+            stdin: child.stdin.take(),
+            stderr: child.stderr.take(),
+        })
+    }
+
+    async fn run(self, mut signals: Signal) {
+        while signals.recv().await.is_some() {
+            self.collect();
+        }
+    }
+
+    fn collect(&self) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let (pid, status) = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, ExitStatus::from_raw(code << 8)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid, ExitStatus::from_raw(signal as i32))
+                }
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(error) => {
+                    log::error!("cannot collect children: {error}");
+                    return;
+                }
+            };
+            // An orphan of a hook has nobody who waits.
+            if let Some(sender) = waiting.remove(&pid.as_raw().unsigned_abs()) {
+                let _ = sender.send(status);
+            }
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! The OCI configuration of a container: what of it acts on the host, what cannot be done and is
+//! refused by name, and what the guest gets. `docs/shim.md` has the list.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use forkvm_api::{HOST_MOUNT, ROOTFS_EXPORT};
+use oci_spec::runtime::{
+    Hooks, Linux, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount,
+    Process, Spec,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// What can be wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path} is not an OCI configuration: {message}")]
+    Parse { path: PathBuf, message: String },
+    #[error("the OCI configuration is not valid: {0}")]
+    Invalid(String),
+    #[error("forkvm does not support {0}")]
+    Unsupported(String),
+    #[error("cannot encode the configuration for the guest: {0}")]
+    Encode(serde_json::Error),
+}
+
+/// A file or folder of the host that the guest sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Volume {
+    /// Its name among the monitor's exports.
+    pub(crate) name: String,
+    pub(crate) source: PathBuf,
+    pub(crate) read_only: bool,
+    /// With what is mounted below it.
+    pub(crate) recursive: bool,
+}
+
+/// The network namespace that the spec asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Network {
+    New,
+    Join(PathBuf),
+}
+
+/// A configuration taken apart.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// What the agent applies in the guest.
+    pub(crate) guest: Spec,
+    /// `root.path`, absolute.
+    pub(crate) root: PathBuf,
+    pub(crate) volumes: Vec<Volume>,
+    pub(crate) network: Network,
+    pub(crate) hostname: String,
+    /// `linux.cgroupsPath`; one of forkvm's own if the spec has none.
+    pub(crate) cgroup: String,
+    pub(crate) resources: LinuxResources,
+    pub(crate) oom_score_adj: Option<i32>,
+    pub(crate) hooks: Hooks,
+    pub(crate) annotations: Option<std::collections::HashMap<String, String>>,
+}
+
+/// What of the host a configuration is checked against.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Host {
+    /// Memory of a machine in bytes: a container's limit cannot be larger.
+    pub(crate) machine_memory: u64,
+}
+
+/// Reads `config.json` of a bundle and takes it apart.
+pub(crate) fn load(bundle: &Path, namespace: &str, id: &str, host: Host) -> Result<Plan, Error> {
+    let path = bundle.join("config.json");
+    let text = fs::read(&path).map_err(|source| Error::Read {
+        path: path.clone(),
+        source,
+    })?;
+    let spec: Spec = serde_json::from_slice(&text).map_err(|error| Error::Parse {
+        path,
+        message: error.to_string(),
+    })?;
+    plan(spec, bundle, namespace, id, host)
+}
+
+fn unsupported<T>(what: impl Into<String>) -> Result<T, Error> {
+    Err(Error::Unsupported(what.into()))
+}
+
+fn invalid(what: &str) -> Error {
+    Error::Invalid(what.to_owned())
+}
+
+fn plan(
+    mut spec: Spec,
+    bundle: &Path,
+    namespace: &str,
+    id: &str,
+    host: Host,
+) -> Result<Plan, Error> {
+    if spec.vm().is_some() || spec.windows().is_some() || spec.solaris().is_some() {
+        return unsupported("configurations of other platforms (vm, windows, solaris)");
+    }
+    let mut root = spec
+        .root()
+        .clone()
+        .ok_or_else(|| invalid("it has no root"))?;
+    let mut process = spec
+        .process()
+        .clone()
+        .ok_or_else(|| invalid("it has no process"))?;
+    let mut linux = spec
+        .linux()
+        .clone()
+        .ok_or_else(|| invalid("it has no linux section"))?;
+
+    let hooks = host_hooks(&mut spec)?;
+    let network = namespaces(&mut linux)?;
+    check_devices(&linux)?;
+    let volumes = volumes(&mut spec)?;
+
+    let root_path = bundle.join(root.path());
+    root.set_path(PathBuf::from(HOST_MOUNT).join(ROOTFS_EXPORT));
+    spec.set_root(Some(root));
+
+    let oom_score_adj = process.oom_score_adj();
+    strip_labels(&mut process);
+    spec.set_process(Some(process));
+
+    let cgroup = linux
+        .cgroups_path()
+        .as_ref()
+        .map(|path| path.display().to_string())
+        .filter(|path| !path.is_empty())
+        .unwrap_or_else(|| format!("/forkvm/{namespace}/{id}"));
+    let resources = linux.resources().clone().unwrap_or_default();
+    check_memory(&resources, host)?;
+    linux.set_resources(Some(guest_resources(&resources)));
+    linux.set_cgroups_path(Some(PathBuf::from("/forkvm").join(id)));
+    linux.set_mount_label(None);
+    linux.set_rootfs_propagation(None);
+    spec.set_linux(Some(linux));
+
+    Ok(Plan {
+        hostname: spec
+            .hostname()
+            .clone()
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| id.to_owned()),
+        annotations: spec.annotations().clone(),
+        guest: spec,
+        root: root_path,
+        volumes,
+        network,
+        cgroup,
+        resources,
+        oom_score_adj,
+        hooks,
+    })
+}
+
+/// The process of an exec, as the guest is to apply it.
+pub(crate) fn exec_process(json: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut process: Process = serde_json::from_slice(json)
+        .map_err(|error| Error::Invalid(format!("the process of the exec: {error}")))?;
+    strip_labels(&mut process);
+    serde_json::to_vec(&process).map_err(Error::Encode)
+}
+
+/// AppArmor and SELinux labels name profiles of the host. The guest has neither, and the machine
+/// is the boundary; they are left out, whatever they are.
+fn strip_labels(process: &mut Process) {
+    process.set_apparmor_profile(None);
+    process.set_selinux_label(None);
+}
+
+/// Takes the hooks that run on the host out of the spec. Those that would run in the container's
+/// namespaces name programs of the host that the guest does not have.
+fn host_hooks(spec: &mut Spec) -> Result<Hooks, Error> {
+    let hooks = spec.hooks().clone().unwrap_or_default();
+    for (kind, list) in [
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+    ] {
+        if let Some(hook) = list.iter().flatten().next() {
+            return unsupported(format!(
+                "{kind} hooks: {} would have to run inside the virtual machine",
+                hook.path().display()
+            ));
+        }
+    }
+    spec.set_hooks(None);
+    Ok(hooks)
+}
+
+/// Checks the namespaces, and replaces them by fresh ones of the guest.
+fn namespaces(linux: &mut Linux) -> Result<Network, Error> {
+    let asked = linux.namespaces().clone().unwrap_or_default();
+    let find = |kind| asked.iter().find(|namespace| namespace.typ() == kind);
+    for (kind, name, flag) in [
+        (LinuxNamespaceType::Pid, "PID", " (--pid=host)"),
+        (LinuxNamespaceType::Ipc, "IPC", " (--ipc=host)"),
+        (LinuxNamespaceType::Uts, "UTS", " (--uts=host)"),
+        (LinuxNamespaceType::Mount, "mount", ""),
+    ] {
+        match find(kind) {
+            None => {
+                return unsupported(format!(
+                    "the host's {name} namespace{flag}: a container has a kernel of its own"
+                ));
+            }
+            Some(namespace) => {
+                if let Some(path) = joined(namespace) {
+                    return unsupported(format!(
+                        "joining another {name} namespace ({}): a container has a kernel of its own",
+                        path.display()
+                    ));
+                }
+            }
+        }
+    }
+    for kind in [
+        LinuxNamespaceType::User,
+        LinuxNamespaceType::Cgroup,
+        LinuxNamespaceType::Time,
+    ] {
+        if let Some(path) = find(kind).and_then(joined) {
+            return unsupported(format!(
+                "joining another {kind} namespace ({}): a container has a kernel of its own",
+                path.display()
+            ));
+        }
+    }
+    let network = match find(LinuxNamespaceType::Network) {
+        None => {
+            return unsupported(
+                "the host's network namespace (--network=host): use a network of its own",
+            );
+        }
+        Some(namespace) => match joined(namespace) {
+            None => Network::New,
+            Some(path) => {
+                let there = fs::metadata(path).map_err(|error| {
+                    Error::Invalid(format!("network namespace {}: {error}", path.display()))
+                })?;
+                let own = fs::metadata("/proc/self/ns/net")
+                    .map_err(|error| Error::Invalid(format!("/proc/self/ns/net: {error}")))?;
+                if (there.dev(), there.ino()) == (own.dev(), own.ino()) {
+                    return unsupported(
+                        "the host's network namespace (--network=host): use a network of its own",
+                    );
+                }
+                Network::Join(path.clone())
+            }
+        },
+    };
+    let mut fresh: Vec<LinuxNamespace> = asked
+        .into_iter()
+        .map(|mut namespace| {
+            namespace.set_path(None);
+            namespace
+        })
+        .collect();
+    if !fresh
+        .iter()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup)
+    {
+        // Without one a container would see the guest's own cgroups.
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(LinuxNamespaceType::Cgroup);
+        fresh.push(namespace);
+    }
+    linux.set_namespaces(Some(fresh));
+    Ok(network)
+}
+
+fn joined(namespace: &LinuxNamespace) -> Option<&PathBuf> {
+    namespace
+        .path()
+        .as_ref()
+        .filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Devices that every container has (OCI runtime specification, "Default Devices"); naming one of
+/// them again asks for nothing of the host's.
+const DEFAULT_DEVICES: [&str; 9] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/console",
+    "/dev/ptmx",
+    "/dev/pts",
+];
+
+fn check_devices(linux: &Linux) -> Result<(), Error> {
+    for device in linux.devices().iter().flatten() {
+        let default = DEFAULT_DEVICES
+            .iter()
+            .any(|path| device.path() == Path::new(path));
+        if !default && device.typ() != LinuxDeviceType::P {
+            return unsupported(format!(
+                "devices of the host ({}; --device, --privileged)",
+                device.path().display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Gives every bind mount a place among the exports.
+fn volumes(spec: &mut Spec) -> Result<Vec<Volume>, Error> {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let mut volumes = Vec::new();
+    for mount in &mut mounts {
+        let options = mount.options().clone().unwrap_or_default();
+        let has = |name: &str| options.iter().any(|option| option == name);
+        if let Some(shared) = options
+            .iter()
+            .find(|o| matches!(o.as_str(), "shared" | "rshared" | "slave" | "rslave"))
+        {
+            return unsupported(format!(
+                "mount propagation {shared} (of {}): mounts do not travel between the host and a \
+                 virtual machine",
+                mount.destination().display()
+            ));
+        }
+        let recursive = has("rbind");
+        if !(recursive || has("bind") || mount.typ().as_deref() == Some("bind")) {
+            continue;
+        }
+        let source = bind_source(mount)?;
+        let name = format!("vol-{}", volumes.len());
+        mount.set_source(Some(PathBuf::from(HOST_MOUNT).join(&name)));
+        volumes.push(Volume {
+            name,
+            source,
+            read_only: has("ro"),
+            recursive,
+        });
+    }
+    spec.set_mounts(Some(mounts));
+    Ok(volumes)
+}
+
+fn bind_source(mount: &Mount) -> Result<PathBuf, Error> {
+    let destination = mount.destination().display();
+    let source = mount
+        .source()
+        .clone()
+        .ok_or_else(|| Error::Invalid(format!("the bind mount at {destination} has no source")))?;
+    let kind = fs::metadata(&source)
+        .map_err(|error| Error::Invalid(format!("volume source {}: {error}", source.display())))?
+        .file_type();
+    let what = if kind.is_socket() {
+        "Unix sockets"
+    } else if kind.is_block_device() || kind.is_char_device() {
+        "devices of the host"
+    } else if kind.is_fifo() {
+        "FIFOs"
+    } else {
+        return Ok(source);
+    };
+    unsupported(format!(
+        "{what} as volumes ({} at {destination})",
+        source.display()
+    ))
+}
+
+/// A machine's memory bounds its container.
+fn check_memory(resources: &LinuxResources, host: Host) -> Result<(), Error> {
+    let limit = resources
+        .memory()
+        .as_ref()
+        .and_then(|memory| memory.limit())
+        .unwrap_or(0);
+    match u64::try_from(limit) {
+        Ok(limit) if limit > host.machine_memory => unsupported(format!(
+            "a memory limit of {} MiB: machines have {} MiB (vm.memory_mib in the configuration)",
+            limit >> 20,
+            host.machine_memory >> 20
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Memory, process and processor shares act in the guest; processor quota, cpusets and block io
+/// act on the monitor (see `cgroup`).
+fn guest_resources(resources: &LinuxResources) -> LinuxResources {
+    let mut guest = resources.clone();
+    if let Some(mut cpu) = guest.cpu().clone() {
+        cpu.set_quota(None);
+        cpu.set_period(None);
+        cpu.set_burst(None);
+        cpu.set_realtime_period(None);
+        cpu.set_realtime_runtime(None);
+        cpu.set_cpus(None);
+        cpu.set_mems(None);
+        guest.set_cpu(Some(cpu));
+    }
+    guest.set_block_io(None);
+    guest
+}

@@ -1,0 +1,351 @@
+//! The standard streams of a process, between the FIFOs of containerd's client and the guest.
+//!
+//! Each stream is one connection to the guest (`forkvm_api::stream`); with a terminal one
+//! connection carries both directions. FIFOs are held open for reading and writing, so that a
+//! client that goes away neither ends the process's stdin nor breaks its stdout: it may come back.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use forkvm_api::agent::Streams;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::unix::pipe,
+    sync::watch,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::machine::Machine;
+
+/// Bytes that one direction of a stream holds on their way, a pipe's own capacity (pipe(7)).
+const BUFFER: usize = 64 * 1024;
+
+/// After a process has ended its output is on its way already. Something else may hold the stream
+/// open (a process in the background): after this long without a byte from the guest the end is
+/// announced all the same.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// The same when bytes wait for a client that does not read them.
+const BLOCKED: Duration = Duration::from_secs(10);
+
+/// Why a stream cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(
+        "streams with the scheme {0}:// are not implemented by forkvm yet: use a FIFO or file://"
+    )]
+    Scheme(String),
+    #[error("cannot open the stream {path}: {source}")]
+    Open { path: PathBuf, source: io::Error },
+}
+
+/// Where a process's streams go, as containerd names them; empty for nowhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stdio {
+    pub(crate) terminal: bool,
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// One end of a stream on the host.
+#[derive(Debug, PartialEq, Eq)]
+enum Place<'a> {
+    Nowhere,
+    Fifo(&'a Path),
+    /// `file://`, appended to.
+    File(&'a Path),
+}
+
+impl<'a> Place<'a> {
+    fn parse(name: &'a str) -> Result<Self, Error> {
+        match name.split_once("://") {
+            None if name.is_empty() => Ok(Place::Nowhere),
+            None => Ok(Place::Fifo(Path::new(name))),
+            Some(("fifo", path)) => Ok(Place::Fifo(Path::new(path))),
+            Some(("file", path)) => Ok(Place::File(Path::new(path))),
+            Some((scheme, _)) => Err(Error::Scheme(scheme.to_owned())),
+        }
+    }
+}
+
+impl Stdio {
+    /// Whether the names can be opened at all, without opening them.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if let Place::File(path) = Place::parse(&self.stdin)? {
+            return Err(not_input(path));
+        }
+        Place::parse(&self.stdout)?;
+        Place::parse(&self.stderr)?;
+        Ok(())
+    }
+}
+
+fn not_input(path: &Path) -> Error {
+    let source = io::Error::other("stdin must be a FIFO");
+    Error::Open {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Where output goes.
+enum Sink {
+    Nowhere,
+    Fifo(pipe::Sender),
+    File(File),
+}
+
+impl Sink {
+    fn open(place: &Place<'_>) -> Result<Self, Error> {
+        match *place {
+            Place::Nowhere => Ok(Sink::Nowhere),
+            Place::Fifo(path) => pipe::OpenOptions::new()
+                .read_write(true)
+                .open_sender(path)
+                .map(Sink::Fifo)
+                .map_err(|source| Error::Open {
+                    path: path.to_owned(),
+                    source,
+                }),
+            Place::File(path) => OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .map(Sink::File)
+                .map_err(|source| Error::Open {
+                    path: path.to_owned(),
+                    source,
+                }),
+        }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Sink::Nowhere => Ok(()),
+            Sink::Fifo(fifo) => fifo.write_all(bytes).await,
+            Sink::File(file) => file.write_all(bytes),
+        }
+    }
+}
+
+/// The client's end of stdin: `hold` keeps it open until `CloseIO`.
+struct Source {
+    fifo: pipe::Receiver,
+    hold: pipe::Sender,
+}
+
+impl Source {
+    fn open(place: &Place<'_>) -> Result<Option<Self>, Error> {
+        let path = match *place {
+            Place::Nowhere => return Ok(None),
+            Place::File(path) => return Err(not_input(path)),
+            Place::Fifo(path) => path,
+        };
+        let failed = |source| Error::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let fifo = pipe::OpenOptions::new()
+            .open_receiver(path)
+            .map_err(failed)?;
+        let hold = pipe::OpenOptions::new().open_sender(path).map_err(failed)?;
+        Ok(Some(Self { fifo, hold }))
+    }
+}
+
+/// The open streams of a process. Dropping them ends all copying.
+pub(crate) struct Open {
+    hold: Mutex<Option<pipe::Sender>>,
+    outputs: Outputs,
+    copies: Vec<JoinHandle<()>>,
+}
+
+impl Open {
+    /// Ends stdin once what its client has written is delivered.
+    pub(crate) fn close_stdin(&self) {
+        // The last writer is gone with it, unless the client still holds its own end.
+        drop(
+            self.hold
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+    }
+
+    /// The output streams, to wait for their end.
+    pub(crate) fn outputs(&self) -> Outputs {
+        self.outputs.clone()
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.copies.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// How far the outputs of a process are.
+#[derive(Clone)]
+pub(crate) struct Outputs {
+    /// Those that have not ended.
+    open: Arc<watch::Sender<usize>>,
+    /// Bytes taken from the guest and bytes delivered, so that standing still is seen.
+    moved: Arc<AtomicU64>,
+    /// One waits for its client.
+    blocked: Arc<AtomicBool>,
+}
+
+impl Outputs {
+    fn new() -> Self {
+        Self {
+            open: Arc::new(watch::Sender::new(0)),
+            moved: Arc::default(),
+            blocked: Arc::default(),
+        }
+    }
+
+    /// Waits for the last byte: for the end of every stream, or for none to have moved for a
+    /// while.
+    pub(crate) async fn drained(&self) {
+        let mut open = self.open.subscribe();
+        loop {
+            let before = self.moved.load(Ordering::Relaxed);
+            let limit = if self.blocked.load(Ordering::Relaxed) {
+                BLOCKED
+            } else {
+                QUIET
+            };
+            let ended = timeout(limit, open.wait_for(|open| *open == 0)).await;
+            let moved = self.moved.load(Ordering::Relaxed) != before;
+            let now_blocked = self.blocked.load(Ordering::Relaxed) && limit != BLOCKED;
+            if ended.is_ok() || !(moved || now_blocked) {
+                return;
+            }
+        }
+    }
+}
+
+/// Opens the streams of a process: the client's ends, then the connections to the guest, and
+/// starts to copy. Answers the names of the connections for the agent.
+pub(crate) async fn open(
+    stdio: &Stdio,
+    machine: &dyn Machine,
+    mut next_id: impl FnMut() -> u64,
+) -> Result<(Streams, Open), crate::error::Error> {
+    let source = Source::open(&Place::parse(&stdio.stdin)?)?;
+    let stdout = Place::parse(&stdio.stdout)?;
+    let stderr = Place::parse(&stdio.stderr)?;
+    let mut names = Streams {
+        terminal: stdio.terminal,
+        ..Default::default()
+    };
+    let outputs = Outputs::new();
+    let (mut copies, mut hold) = (Vec::new(), None);
+    if stdio.terminal {
+        // A terminal's output must be taken even if nobody wants it.
+        let sink = Sink::open(&stdout)?;
+        names.stdin = next_id();
+        let (read, write) = machine.stream(names.stdin).await?.into_split();
+        copies.push(spawn_output(read, sink, &outputs));
+        if let Some(source) = source {
+            hold = Some(source.hold);
+            copies.push(tokio::spawn(copy_input(source.fifo, write)));
+        } else {
+            // Dropping the write half would half-close the connection: stdin is not closed, it
+            // is silent.
+            copies.push(tokio::spawn(async move {
+                let _write = write;
+                std::future::pending::<()>().await;
+            }));
+        }
+    } else {
+        let sinks = [(stdout, &mut names.stdout), (stderr, &mut names.stderr)];
+        let mut opened = Vec::new();
+        for (place, name) in sinks {
+            if place != Place::Nowhere {
+                opened.push((Sink::open(&place)?, name));
+            }
+        }
+        if let Some(source) = source {
+            names.stdin = next_id();
+            let stream = machine.stream(names.stdin).await?;
+            hold = Some(source.hold);
+            copies.push(tokio::spawn(copy_input(source.fifo, stream)));
+        }
+        for (sink, name) in opened {
+            *name = next_id();
+            let stream = machine.stream(*name).await?;
+            copies.push(spawn_output(stream, sink, &outputs));
+        }
+    }
+    Ok((
+        names,
+        Open {
+            hold: Mutex::new(hold),
+            outputs,
+            copies,
+        },
+    ))
+}
+
+/// Copies until the client's end is closed, then half-closes the guest's.
+async fn copy_input(mut fifo: pipe::Receiver, mut stream: impl AsyncWrite + Unpin) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match fifo.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            // The process has closed its stdin or is gone.
+            Ok(length) if stream.write_all(&buffer[..length]).await.is_err() => return,
+            Ok(_) => {}
+        }
+    }
+    // Nobody is left to be told if the guest is gone.
+    let _ = stream.shutdown().await;
+}
+
+fn spawn_output(
+    stream: impl AsyncRead + Unpin + Send + 'static,
+    sink: Sink,
+    outputs: &Outputs,
+) -> JoinHandle<()> {
+    outputs.open.send_modify(|open| *open += 1);
+    let outputs = outputs.clone();
+    tokio::spawn(async move {
+        copy_output(stream, sink, &outputs).await;
+        outputs.open.send_modify(|open| *open -= 1);
+    })
+}
+
+/// Copies until the guest ends the stream. The client's end is closed with it.
+async fn copy_output(mut stream: impl AsyncRead + Unpin, mut sink: Sink, outputs: &Outputs) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(length) => length,
+        };
+        outputs.moved.fetch_add(1, Ordering::Relaxed);
+        outputs.blocked.store(true, Ordering::Relaxed);
+        let written = sink.write(&buffer[..length]).await;
+        outputs.blocked.store(false, Ordering::Relaxed);
+        outputs.moved.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = written {
+            // A log that cannot be written must not stop the process: its output is discarded.
+            log::error!("output is lost: {error}");
+            sink = Sink::Nowhere;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

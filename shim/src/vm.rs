@@ -1,0 +1,640 @@
+//! The real machine: a monitor's process, the agent in its guest, and what belongs to the
+//! container on the host.
+
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use forkvm_api::{
+    AGENT_PORT, ROOTFS_EXPORT, STREAM_PORT, agent, agent_ttrpc::AgentClient, points, stream,
+};
+use forkvm_config::{Config, StartMode};
+use forkvm_vmm::{
+    control::{
+        Export, FailureKind, Launch, NetworkNamespace, Purpose, Request as MonitorRequest, Source,
+    },
+    template::{self, Store, TemplateSpec},
+};
+use oci_spec::runtime::ContainerState;
+use tokio::{io::AsyncWriteExt as _, net::UnixStream, sync::watch, time::timeout};
+use ttrpc::{Code, asynchronous::transport::Socket as TtrpcSocket, context};
+
+use crate::{
+    error::Error as AnyError,
+    hooks::{self, HookRunner},
+    machine::{Backend, Error as MachineError, Exit, GuestProcess, Machine, Request},
+    reaper::Reaper,
+    rootfs,
+    run_state::State,
+    spec::{self, Host, Network, Plan},
+    timings::Points,
+};
+
+mod footprint;
+mod identity;
+mod monitor;
+
+use footprint::Footprint;
+use monitor::Monitor;
+
+/// How long a machine may take to run: a cold boot on a slow host.
+const RUNNING: Duration = Duration::from_secs(60);
+
+/// How long the guest may take to list its processes.
+const LIST: Duration = Duration::from_secs(2);
+
+/// How long the guest may take to remove the container before its machine is killed.
+const REMOVE: Duration = Duration::from_secs(2);
+
+/// Longest call to the agent that ttrpc can express: calls have limits of their own above this.
+const NO_LIMIT: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// Why a machine does not run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot start the monitor {0}: {1}")]
+    Spawn(PathBuf, std::io::Error),
+    #[error("{0}")]
+    NoTemplate(String),
+    #[error("{0}")]
+    Failed(String, FailureKind),
+    #[error("the virtual machine ended before its agent answered: {0}")]
+    Ended(String),
+    #[error("the virtual machine does not run after {0} s, see the shim's log")]
+    Late(u64),
+    #[error("cannot open {0}: {1}")]
+    Open(PathBuf, std::io::Error),
+    #[error("control socket of the monitor: {0}")]
+    Control(#[from] forkvm_vmm::control::socket::Error),
+    #[error("the host has no randomness to give: {0}")]
+    Entropy(std::io::Error),
+    #[error("cannot set the monitor's oom_score_adj: {0}")]
+    OomScore(std::io::Error),
+}
+
+impl Error {
+    /// See [`crate::error::Error::code`].
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Error::NoTemplate(_) => Code::FAILED_PRECONDITION,
+            Error::Failed(_, kind) => match kind {
+                FailureKind::NoKvm | FailureKind::Template => Code::FAILED_PRECONDITION,
+                FailureKind::Invalid => Code::INVALID_ARGUMENT,
+                FailureKind::Internal => Code::INTERNAL,
+            },
+            Error::Ended(_) => Code::UNAVAILABLE,
+            Error::Late(_) => Code::DEADLINE_EXCEEDED,
+            Error::Open(..) => Code::FAILED_PRECONDITION,
+            Error::Spawn(..) | Error::Control(_) | Error::Entropy(_) | Error::OomScore(_) => {
+                Code::INTERNAL
+            }
+        }
+    }
+}
+
+/// Starts virtual machines as the configuration says.
+pub(crate) struct Launcher {
+    namespace: String,
+    /// What was wrong with it is told to each `Create`.
+    config: Result<Config, Arc<forkvm_config::Error>>,
+    reaper: Reaper,
+    hooks: HookRunner,
+}
+
+impl Launcher {
+    pub(crate) fn new(
+        namespace: &str,
+        config: Result<Config, forkvm_config::Error>,
+        reaper: Reaper,
+        host_mounts: OwnedFd,
+    ) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            config: config.map_err(Arc::new),
+            hooks: HookRunner::new(reaper.clone(), host_mounts),
+            reaper,
+        }
+    }
+
+    /// Everything up to a machine with an agent that answers; what is left behind on the host
+    /// stands in `footprint`.
+    async fn build(
+        &self,
+        request: &Request,
+        config: &Config,
+        points: &mut Points,
+        footprint: &mut Footprint,
+    ) -> Result<Vm, AnyError> {
+        let memory = config.vm.memory_mib << 20;
+        let host = Host {
+            machine_memory: memory,
+        };
+        let plan = spec::load(&request.bundle, &self.namespace, &request.id, host)?;
+        let root = if request.rootfs.is_empty() {
+            plan.root.clone()
+        } else {
+            let target = request.bundle.join("rootfs");
+            footprint.rootfs = Some(target.clone());
+            rootfs::mount(&request.rootfs, &target)?;
+            target
+        };
+        rootfs::check_root(&root)?;
+        let mut launch = Launching::new(config, memory)?;
+        launch.network(&plan.network)?;
+        launch.console(config, &self.namespace, &request.id)?;
+        launch.exports(&root, &plan)?;
+        points.take(points::ROOTFS_MOUNTED);
+
+        let mut state = State {
+            namespace: self.namespace.clone(),
+            id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            mode: launch.mode().to_owned(),
+            template: launch.template.clone(),
+            shim_pid: std::process::id(),
+            monitor_pid: 0,
+            monitor_start: 0,
+            cgroup: plan.cgroup.clone(),
+        };
+        // Before there is anything else to clean up: `delete` reads it.
+        footprint.run_folder.write_state(&state)?;
+        footprint.wrote_state = true;
+        let monitor = Arc::new(Monitor::spawn(&config.paths.monitor, &self.reaper)?);
+        points.take(points::VMM_SPAWNED);
+        footprint.monitor = Some(Arc::clone(&monitor));
+        (state.monitor_pid, state.monitor_start) = (monitor.pid(), monitor.start_time());
+        footprint.run_folder.write_state(&state)?;
+        footprint.join_cgroup(&plan, &request.id, monitor.pid())?;
+        if let Some(score) = plan.oom_score_adj {
+            fs::write(
+                format!("/proc/{}/oom_score_adj", monitor.pid()),
+                score.to_string(),
+            )
+            .map_err(Error::OomScore)?;
+        }
+        let boots = matches!(launch.message.source, Source::Boot { .. });
+        monitor
+            .send(&MonitorRequest::Launch(launch.message), &launch.descriptors)
+            .await?;
+        drop(launch.descriptors);
+        let entered = timeout(RUNNING, monitor.running(boots))
+            .await
+            .map_err(|_| Error::Late(RUNNING.as_secs()))??;
+        for point in entered {
+            points.add(&point.name, point.at_ns);
+        }
+        let agent = AgentClient::new(ttrpc::asynchronous::Client::new(TtrpcSocket::new(
+            monitor.connect(AGENT_PORT).await?,
+        )));
+        Ok(Vm {
+            id: request.id.clone(),
+            namespace: self.namespace.clone(),
+            bundle: request.bundle.clone(),
+            monitor,
+            agent,
+            plan,
+            mode: state.mode,
+            timings: config.log.timings.clone(),
+            hooks: self.hooks.clone(),
+            points: Mutex::default(),
+            footprint: tokio::sync::Mutex::new(Footprint::new(&config.paths.run, "", "")),
+        })
+    }
+}
+
+#[async_trait]
+impl Backend for Launcher {
+    async fn launch(&self, request: &Request) -> Result<Arc<dyn Machine>, AnyError> {
+        let mut points = Points::default();
+        points.take(points::CREATE_RECEIVED);
+        let config = self.config.as_ref().map_err(Arc::clone)?;
+        let mut footprint = Footprint::new(&config.paths.run, &self.namespace, &request.id);
+        match self
+            .build(request, config, &mut points, &mut footprint)
+            .await
+        {
+            Ok(mut vm) => {
+                vm.points = Mutex::new(points);
+                vm.footprint = tokio::sync::Mutex::new(footprint);
+                Ok(Arc::new(vm))
+            }
+            Err(error) => {
+                if let Err(left) = footprint.remove().await {
+                    log::error!("after a failed create of {}: {left}", request.id);
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A launch request being put together.
+struct Launching {
+    message: Launch,
+    /// In the order in which the message names them.
+    descriptors: Vec<OwnedFd>,
+    template: String,
+}
+
+impl Launching {
+    fn new(config: &Config, memory_bytes: u64) -> Result<Self, Error> {
+        let (source, descriptors, template) = match config.start.mode {
+            StartMode::Boot => {
+                let open = |path: &PathBuf| {
+                    fs::File::open(path)
+                        .map(OwnedFd::from)
+                        .map_err(|error| Error::Open(path.clone(), error))
+                };
+                let source = Source::Boot {
+                    vcpus: config.vm.vcpus,
+                    memory_bytes,
+                    cmdline: String::new(),
+                };
+                let descriptors = vec![open(&config.paths.kernel)?, open(&config.paths.initramfs)?];
+                (source, descriptors, String::new())
+            }
+            StartMode::Fork => {
+                let store = Store::new(&config.paths.templates);
+                let spec = TemplateSpec {
+                    kernel: config.paths.kernel.clone(),
+                    initramfs: config.paths.initramfs.clone(),
+                    vcpus: config.vm.vcpus,
+                    memory_bytes,
+                    cmdline: String::new(),
+                };
+                let template = store
+                    .base_id(&spec)
+                    .and_then(|id| store.open(&id))
+                    .map_err(|error| no_template(&error))?;
+                let (source, borrowed) = template.source();
+                let mut descriptors = Vec::new();
+                for fd in borrowed {
+                    let copy = fd.try_clone_to_owned();
+                    descriptors
+                        .push(copy.map_err(|e| Error::Open(template.folder().to_owned(), e))?);
+                }
+                (source, descriptors, template.id().to_owned())
+            }
+        };
+        let message = Launch {
+            source,
+            purpose: Purpose::Run,
+            network_namespace: NetworkNamespace::New,
+            console: false,
+            exports: Vec::new(),
+        };
+        Ok(Self {
+            message,
+            descriptors,
+            template,
+        })
+    }
+
+    fn mode(&self) -> &'static str {
+        match self.message.source {
+            Source::Boot { .. } => "boot",
+            Source::Fork { .. } => "fork",
+        }
+    }
+
+    fn network(&mut self, network: &Network) -> Result<(), Error> {
+        if let Network::Join(path) = network {
+            let file = fs::File::open(path).map_err(|error| Error::Open(path.clone(), error))?;
+            self.message.network_namespace = NetworkNamespace::Join;
+            self.descriptors.push(file.into());
+        }
+        Ok(())
+    }
+
+    fn console(&mut self, config: &Config, namespace: &str, id: &str) -> Result<(), Error> {
+        if config.log.consoles.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let path = config.log.consoles.join(format!("{namespace}-{id}.log"));
+        let file = fs::create_dir_all(&config.log.consoles)
+            .and_then(|()| fs::OpenOptions::new().create(true).append(true).open(&path))
+            .map_err(|error| Error::Open(path, error))?;
+        self.message.console = true;
+        self.descriptors.push(file.into());
+        Ok(())
+    }
+
+    fn exports(&mut self, root: &std::path::Path, plan: &Plan) -> Result<(), rootfs::Error> {
+        self.descriptors.push(rootfs::export(root, true)?);
+        self.message.exports.push(Export {
+            name: ROOTFS_EXPORT.to_owned(),
+            // A read-only root is remounted so in the guest, once its mount points are made.
+            read_only: false,
+            shared: false,
+        });
+        for volume in &plan.volumes {
+            self.descriptors
+                .push(rootfs::export(&volume.source, volume.recursive)?);
+            self.message.exports.push(Export {
+                name: volume.name.clone(),
+                read_only: volume.read_only,
+                shared: true,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The store's messages say what to do.
+fn no_template(error: &template::Error) -> Error {
+    Error::NoTemplate(error.to_string())
+}
+
+/// A running machine with its container's belongings.
+struct Vm {
+    id: String,
+    namespace: String,
+    bundle: PathBuf,
+    monitor: Arc<Monitor>,
+    agent: AgentClient,
+    plan: Plan,
+    mode: String,
+    /// File to which the time points are appended; empty for none.
+    timings: PathBuf,
+    hooks: HookRunner,
+    points: Mutex<Points>,
+    /// Held across the removal on purpose: a second one waits for the first.
+    footprint: tokio::sync::Mutex<Footprint>,
+}
+
+impl Vm {
+    fn points(&self) -> MutexGuard<'_, Points> {
+        self.points.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs hooks of one kind with the state as it is.
+    async fn run_hooks(
+        &self,
+        kind: &'static str,
+        hooks: Option<&[oci_spec::runtime::Hook]>,
+        status: ContainerState,
+    ) -> Result<(), AnyError> {
+        let Some(hooks) = hooks.filter(|hooks| !hooks.is_empty()) else {
+            return Ok(());
+        };
+        let annotations = self.plan.annotations.as_ref();
+        let state = hooks::state(
+            &self.id,
+            &self.bundle,
+            self.monitor.pid(),
+            status,
+            annotations,
+        )?;
+        Ok(self.hooks.run(kind, hooks, &state).await?)
+    }
+
+    /// An answer of the agent, or the end of the machine, whichever comes first.
+    async fn call<T>(
+        &self,
+        call: &'static str,
+        answer: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, MachineError> {
+        tokio::select! {
+            answer = answer => answer.map_err(|error| guest_error(call, error)),
+            reason = self.monitor.wait_ended() => Err(MachineError::Ended(reason)),
+        }
+    }
+
+    async fn keep_timings(&self) {
+        let points = self.points().clone();
+        if let Err(error) = self
+            .footprint
+            .lock()
+            .await
+            .run_folder
+            .write_timings(&points)
+        {
+            log::warn!("{error}");
+        }
+    }
+}
+
+fn guest_error(call: &'static str, error: ttrpc::Error) -> MachineError {
+    match error {
+        ttrpc::Error::RpcStatus(status) => MachineError::Guest {
+            call,
+            code: status.code(),
+            message: status.message,
+        },
+        other => MachineError::Guest {
+            call,
+            code: Code::UNAVAILABLE,
+            message: other.to_string(),
+        },
+    }
+}
+
+fn no_limit() -> context::Context {
+    context::with_duration(NO_LIMIT)
+}
+
+#[async_trait]
+impl Machine for Vm {
+    fn pid(&self) -> u32 {
+        self.monitor.pid()
+    }
+
+    async fn stream(&self, id: u64) -> Result<UnixStream, MachineError> {
+        let connected = self.monitor.connect(STREAM_PORT).await;
+        let mut connection = connected.map_err(|error| std::io::Error::other(error.to_string()))?;
+        connection.write_all(&stream::header(id)).await?;
+        Ok(connection)
+    }
+
+    async fn create(&self, streams: agent::Streams) -> Result<(), AnyError> {
+        let spec = serde_json::to_vec(&self.plan.guest).map_err(spec::Error::Encode)?;
+        let mut request = agent::CreateRequest {
+            container_id: self.id.clone(),
+            spec,
+            streams: Some(streams).into(),
+            ..Default::default()
+        };
+        request.identity = Some(identity::fresh(
+            &self.namespace,
+            &self.id,
+            &self.plan.hostname,
+        )?)
+        .into();
+        self.call("create", self.agent.create(no_limit(), &request))
+            .await?;
+        self.points().take(points::AGENT_ANSWERED);
+        self.footprint.lock().await.set_quota(&self.plan)?;
+        let hooks = &self.plan.hooks;
+        #[allow(deprecated)] // Docker still uses it, and runc still runs it.
+        let prestart = hooks.prestart().as_deref();
+        self.run_hooks("prestart", prestart, ContainerState::Creating)
+            .await?;
+        let create_runtime = hooks.create_runtime().as_deref();
+        self.run_hooks("createRuntime", create_runtime, ContainerState::Creating)
+            .await?;
+        self.points().take(points::CREATE_DONE);
+        Ok(())
+    }
+
+    async fn start(&self) -> Result<(), AnyError> {
+        self.points().take(points::START_RECEIVED);
+        let request = agent::StartRequest {
+            container_id: self.id.clone(),
+            ..Default::default()
+        };
+        self.call("start", self.agent.start(no_limit(), &request))
+            .await?;
+        self.points().take(points::PROCESS_STARTED);
+        self.keep_timings().await;
+        if !self.timings.as_os_str().is_empty() {
+            self.points()
+                .append(&self.timings, &self.namespace, &self.id, &self.mode);
+        }
+        let poststart = self.plan.hooks.poststart().as_deref();
+        if let Err(error) = self
+            .run_hooks("poststart", poststart, ContainerState::Running)
+            .await
+        {
+            // The process runs: the OCI runtime specification asks for a warning.
+            log::warn!("{error}");
+        }
+        Ok(())
+    }
+
+    async fn exec(
+        &self,
+        exec_id: &str,
+        process: &[u8],
+        streams: agent::Streams,
+    ) -> Result<u32, AnyError> {
+        let request = agent::ExecRequest {
+            container_id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            process: spec::exec_process(process)?,
+            streams: Some(streams).into(),
+            ..Default::default()
+        };
+        Ok(self
+            .call("exec", self.agent.exec(no_limit(), &request))
+            .await?
+            .pid)
+    }
+
+    async fn wait(&self, exec_id: &str) -> Result<Exit, MachineError> {
+        let request = agent::WaitRequest {
+            container_id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self
+            .call("wait", self.agent.wait(no_limit(), &request))
+            .await?;
+        let since = Duration::from_nanos(answer.exited_at_ns.unsigned_abs());
+        let at = if answer.exited_at_ns > 0 {
+            UNIX_EPOCH + since
+        } else {
+            SystemTime::now()
+        };
+        Ok(Exit {
+            status: answer.exit_status,
+            at,
+        })
+    }
+
+    async fn signal(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), MachineError> {
+        let request = agent::SignalRequest {
+            container_id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        self.call("signal", self.agent.signal(no_limit(), &request))
+            .await
+            .map(drop)
+    }
+
+    async fn delete_exec(&self, exec_id: &str) -> Result<(), MachineError> {
+        let request = agent::DeleteRequest {
+            container_id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        self.call("delete", self.agent.delete(no_limit(), &request))
+            .await
+            .map(drop)
+    }
+
+    async fn processes(&self) -> Result<Vec<GuestProcess>, MachineError> {
+        let request = agent::PidsRequest {
+            container_id: self.id.clone(),
+            ..Default::default()
+        };
+        let asked = self.call("pids", self.agent.pids(no_limit(), &request));
+        let answer = timeout(LIST, asked)
+            .await
+            .map_err(|_| MachineError::Late {
+                call: "pids",
+                seconds: LIST.as_secs(),
+            })??;
+        let process = |p: agent::pids_response::Process| GuestProcess {
+            pid: p.pid,
+            exec_id: p.exec_id,
+        };
+        Ok(answer.processes.into_iter().map(process).collect())
+    }
+
+    async fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), MachineError> {
+        let request = agent::ResizePtyRequest {
+            container_id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            rows,
+            columns,
+            ..Default::default()
+        };
+        self.call("resize", self.agent.resize_pty(no_limit(), &request))
+            .await
+            .map(drop)
+    }
+
+    fn kill(&self) {
+        self.monitor.kill();
+    }
+
+    fn ended(&self) -> watch::Receiver<Option<String>> {
+        self.monitor.ended()
+    }
+
+    async fn destroy(&self) -> Result<(), AnyError> {
+        let request = agent::DeleteRequest {
+            container_id: self.id.clone(),
+            ..Default::default()
+        };
+        // The guest flushes what it holds for the container's files; one that hangs is killed
+        // without.
+        let removed = timeout(
+            REMOVE,
+            self.call("delete", self.agent.delete(no_limit(), &request)),
+        );
+        match removed.await {
+            Ok(Ok(_)) | Ok(Err(MachineError::Ended(_))) => {}
+            Ok(Err(error)) => log::warn!("container {}: {error}", self.id),
+            Err(_) => log::warn!("container {}: the guest does not answer delete", self.id),
+        }
+        self.footprint.lock().await.remove().await?;
+        let poststop = self.plan.hooks.poststop().as_deref();
+        if let Err(error) = self
+            .run_hooks("poststop", poststop, ContainerState::Stopped)
+            .await
+        {
+            // The container is gone: the OCI runtime specification asks for a warning.
+            log::warn!("{error}");
+        }
+        Ok(())
+    }
+}

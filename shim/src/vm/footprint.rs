@@ -1,0 +1,86 @@
+//! What a container has on the host, so that all of it goes when the container goes, or when its
+//! creation fails half-way.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    cgroup::{self, Cgroup},
+    error::Error,
+    rootfs,
+    run_state::RunFolder,
+    spec::Plan,
+};
+
+use super::Monitor;
+
+/// Everything that is to be removed.
+pub(super) struct Footprint {
+    pub(super) run_folder: RunFolder,
+    pub(super) wrote_state: bool,
+    /// Where the root file system was mounted.
+    pub(super) rootfs: Option<PathBuf>,
+    pub(super) monitor: Option<Arc<Monitor>>,
+    /// Path and container id of the cgroup that was made.
+    cgroup: Option<(String, String)>,
+    limits: Option<Cgroup>,
+}
+
+impl Footprint {
+    pub(super) fn new(run: &Path, namespace: &str, id: &str) -> Self {
+        Self {
+            run_folder: RunFolder::new(run, namespace, id),
+            wrote_state: false,
+            rootfs: None,
+            monitor: None,
+            cgroup: None,
+            limits: None,
+        }
+    }
+
+    /// Puts the monitor into the container's cgroup.
+    pub(super) fn join_cgroup(
+        &mut self,
+        plan: &Plan,
+        id: &str,
+        pid: u32,
+    ) -> Result<(), cgroup::Error> {
+        self.cgroup = Some((plan.cgroup.clone(), id.to_owned()));
+        self.limits = Some(Cgroup::join(&plan.cgroup, id, pid, &plan.resources)?);
+        Ok(())
+    }
+
+    /// Sets the processor quota, once the agent has answered.
+    pub(super) fn set_quota(&self, plan: &Plan) -> Result<(), cgroup::Error> {
+        match &self.limits {
+            Some(cgroup) => cgroup.set_quota(&plan.resources),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes all of it, the monitor first: nothing else can go while it lives. What was removed
+    /// is forgotten, so that a second call does the rest.
+    pub(super) async fn remove(&mut self) -> Result<(), Error> {
+        if let Some(monitor) = &self.monitor {
+            monitor.kill();
+            monitor.wait_ended().await;
+            self.monitor = None;
+        }
+        if let Some(target) = &self.rootfs {
+            rootfs::unmount(target)?;
+            self.rootfs = None;
+        }
+        self.limits = None;
+        if let Some((path, id)) = &self.cgroup {
+            cgroup::remove(path, id)?;
+            self.cgroup = None;
+        }
+        if self.wrote_state {
+            self.run_folder.remove()?;
+            self.wrote_state = false;
+        }
+        Ok(())
+    }
+}
