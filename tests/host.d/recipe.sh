@@ -40,7 +40,8 @@ configure_root() {
     rm -f "$root"/etc/ssh/ssh_host_*
     install -m 600 "$keys/server" "$root/etc/ssh/ssh_host_ed25519_key"
     install -m 644 "$keys/server.pub" "$root/etc/ssh/ssh_host_ed25519_key.pub"
-    : >"$root/etc/machine-id" && systemd-id128-or-random >"$root/etc/machine-id"
+    # A fixed machine-id, so that no boot counts as the first one.
+    tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
 
     for unit in "${masked_units[@]}"; do
         ln -sf /dev/null "$root/etc/systemd/system/$unit"
@@ -54,8 +55,6 @@ configure_root() {
     rm -rf "$root"/boot/initrd.img* "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* \
         "$root"/usr/share/doc "$root"/usr/share/man "$root"/usr/share/locale
 }
-
-systemd-id128-or-random() { tr -d - </proc/sys/kernel/random/uuid; }
 
 # make_initrd ROOT OUTPUT: busybox, the disk driver's modules in loading order, and initrd-init.
 make_initrd() {
