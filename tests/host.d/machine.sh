@@ -56,7 +56,7 @@ start() {
         -netdev "user,id=net,hostfwd=tcp:127.0.0.1:$port-:22" -device virtio-net-pci,netdev=net \
         -device virtio-rng-pci \
         -serial "file:$run/console.log" -chardev stdio,id=ready,signal=off -serial chardev:ready \
-        "$@" </dev/null 2>"$run/qemu.log" &
+        "$@" </dev/null 2>"$run/qemu.log" {to_user}>&- {up_lock}>&- &
     echo $! >"$run/pid"
 }
 
