@@ -1,9 +1,42 @@
 //! forkvm's monitor as a library: the control protocol, the template store, guest memory, the
 //! devices, and the virtual machine itself.
 
+mod boot;
 pub mod control;
 pub mod devices;
+mod launch;
 pub mod memory;
-pub(crate) mod no_devices;
+pub mod monitor;
+mod process;
 pub mod snapshot;
 pub mod template;
+mod vcpu;
+mod vm;
+
+/// The host's CLOCK_MONOTONIC in nanoseconds.
+pub(crate) fn now() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Both are not negative: the clock counts from the boot.
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+struct Stderr;
+
+impl log::Log for Stderr {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        eprintln!("forkvm-vmm: {}: {}", record.level(), record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Sends the log, from level info on, to standard error; for the monitor's process.
+pub fn log_to_stderr() {
+    if log::set_logger(&Stderr).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
+}

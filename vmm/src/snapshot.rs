@@ -1,15 +1,15 @@
 //! The state of a frozen machine.
 
 pub mod state;
-mod vcpu_state;
-mod vm_state;
+pub mod vcpu_state;
+pub mod vm_state;
 
 pub use vcpu_state::VcpuState;
 pub use vm_state::VmState;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{memory::Segment, no_devices::DevicesState};
+use crate::{devices::DevicesState, memory::Segment};
 
 /// Everything of a frozen machine but the bytes of its memory.
 #[derive(Debug, Serialize, Deserialize)]

@@ -8,7 +8,7 @@
 //! | 16..24 | length of the payload, little-endian |
 //! | 24.. | payload: a [`Snapshot`] in postcard's format |
 
-use std::io::{self, Read};
+use std::{fs::File, io, os::unix::fs::FileExt};
 
 use super::Snapshot;
 
@@ -49,16 +49,18 @@ pub enum Error {
     Content(#[from] postcard::Error),
 }
 
-/// Reads a whole state file into memory, bounded.
+/// Reads a whole state file into memory, bounded. The file's offset, which others share, plays no
+/// part.
 ///
 /// # Errors
 /// [`Error::Read`], [`Error::TooLong`].
-pub fn read(file: &mut impl Read) -> Result<Vec<u8>, Error> {
-    let mut bytes = Vec::with_capacity(64 << 10);
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_BYTES {
+pub fn read(file: &File) -> Result<Vec<u8>, Error> {
+    let length = file.metadata()?.len();
+    if length > MAX_BYTES {
         return Err(Error::TooLong);
     }
+    let mut bytes = vec![0; usize::try_from(length).map_err(|_| Error::TooLong)?];
+    file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
 }
 

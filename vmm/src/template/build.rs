@@ -163,12 +163,8 @@ fn make(
     progress(Progress::Publishing);
     drop(console);
     fs::remove_file(temporary.join("console")).map_err(Error::file("remove", temporary))?;
-    let mut state = state;
-    state
-        .seek(SeekFrom::Start(0))
-        .map_err(Error::file("read", temporary.join("state")))?;
     let bytes =
-        state::read(&mut state).map_err(|error| Error::Build(format!("the state: {error}")))?;
+        state::read(&state).map_err(|error| Error::Build(format!("the state: {error}")))?;
     let snapshot =
         state::parse(&bytes).map_err(|error| Error::Build(format!("the state: {error}")))?;
     let checksum = crate::memory::checksum(&memory, &snapshot.memory.segments)

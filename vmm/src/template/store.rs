@@ -184,8 +184,8 @@ impl Store {
         if Stamp::from(&metadata) != manifest.memory.stamp {
             return Err(damaged("memory was changed or copied since it was made".into()));
         }
-        let mut state = open("state")?;
-        let bytes = state::read(&mut state).map_err(|error| damaged(format!("state: {error}")))?;
+        let state = open("state")?;
+        let bytes = state::read(&state).map_err(|error| damaged(format!("state: {error}")))?;
         if bytes.len() as u64 != manifest.state.bytes
             || crc32fast::hash(&bytes) != manifest.state.checksum
         {
@@ -292,11 +292,7 @@ impl Template {
             id: self.manifest.id.clone(),
             what: what.to_owned(),
         };
-        let mut state = self
-            .state
-            .try_clone()
-            .map_err(Error::file("open", self.folder.join("state")))?;
-        let bytes = state::read(&mut state).map_err(|error| damaged(&error.to_string()))?;
+        let bytes = state::read(&self.state).map_err(|error| damaged(&error.to_string()))?;
         let snapshot = state::parse(&bytes).map_err(|error| damaged(&error.to_string()))?;
         let checksum = crate::memory::checksum(&self.memory, &snapshot.memory.segments)
             .map_err(Error::file("read", self.folder.join("memory")))?;

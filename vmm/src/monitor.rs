@@ -1,0 +1,396 @@
+//! The monitor: carries out one launch and then serves its control socket until that closes, the
+//! guest ends, or something fails.
+//!
+//! Two things are waited for, both with poll(2): the control socket, and the vCPUs' reports.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::{
+        fd::{FromRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::mpsc,
+};
+
+use forkvm_api::points;
+use rustix::event::{PollFd, PollFlags, poll};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::{
+    devices::Backends,
+    control::{self, Event, FailureKind, Request, Socket, TimePoint},
+    launch::{self, Parts, Start},
+    memory,
+    process,
+    snapshot::state,
+    vcpu::{Report, Reports},
+    vm::{self, Boot, Machine, Running},
+};
+
+/// What ends a monitor before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] control::socket::Error),
+    /// The first packet was something else.
+    #[error("the first request must be a launch")]
+    NoLaunch,
+    /// A request that does not fit, in words.
+    #[error("{0}")]
+    Invalid(String),
+    /// The launch request.
+    #[error(transparent)]
+    Launch(#[from] launch::Error),
+    /// The process could not be isolated.
+    #[error("cannot isolate the monitor: {0}")]
+    Process(#[from] process::Error),
+    /// A template that cannot be forked.
+    #[error("template {id} cannot be forked ({source}): run `forkvm template build base`")]
+    Template {
+        /// Its id.
+        id: String,
+        /// Why.
+        source: vm::Error,
+    },
+    /// The machine.
+    #[error(transparent)]
+    Vm(#[from] vm::Error),
+    /// A vCPU, in words.
+    #[error("{0}")]
+    Vcpu(String),
+    /// A wait, or a file.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Error::NoLaunch | Error::Launch(_) | Error::Invalid(_) | Error::Socket(_) => {
+                FailureKind::Invalid
+            }
+            Error::Template {
+                source: vm::Error::NoKvm(_),
+                ..
+            }
+            | Error::Vm(vm::Error::NoKvm(_)) => FailureKind::NoKvm,
+            Error::Template { .. } => FailureKind::Template,
+            Error::Vm(vm::Error::Memory(memory::Error::Size(_)) | vm::Error::Vcpus(_)) => {
+                FailureKind::Invalid
+            }
+            _ => FailureKind::Internal,
+        }
+    }
+}
+
+fn broken(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { what, source }
+}
+
+/// Runs the monitor with descriptor 0 as its control socket. Returns the exit status of the
+/// process: 0 when the launcher closed the socket, the guest ended, or the freeze is done.
+pub fn run() -> u8 {
+    // SAFETY: descriptor 0 is the control socket and nothing else in this process uses it.
+    let socket = Socket::new(unsafe { OwnedFd::from_raw_fd(0) });
+    match serve(&socket) {
+        Ok(()) => 0,
+        Err(error) => {
+            log::error!("{error}");
+            let event = Event::Failed {
+                kind: error.kind(),
+                message: error.to_string(),
+            };
+            // A launcher that is gone has no ears.
+            let _ = socket.send(&event, &[]);
+            1
+        }
+    }
+}
+
+fn serve(socket: &Socket) -> Result<(), Error> {
+    process::close_inherited()?;
+    let Some((request, fds)) = socket.receive::<Request>()? else {
+        return Ok(());
+    };
+    let mut times = Times::default();
+    times.pass(points::VMM_LAUNCHED);
+    let Request::Launch(launch) = request else {
+        return Err(Error::NoLaunch);
+    };
+    let parts = Parts::new(launch, fds)?;
+    process::isolate(&parts.network)?;
+
+    let console = match &parts.console {
+        Some(console) => Some(console.try_clone().map_err(broken("the console"))?),
+        None => None,
+    };
+    let backends = Backends {
+        exports: parts.exports,
+        console: parts.console,
+        taps: Vec::new(),
+    };
+    // Held to the end: the lock on the template's memory file belongs to this description.
+    let (machine, _template) = match parts.start {
+        Start::Boot {
+            mut kernel,
+            mut initramfs,
+            vcpus,
+            memory_bytes,
+            cmdline,
+        } => {
+            let memory = match &parts.freeze {
+                Some(files) => memory::shared(&files.memory, memory_bytes),
+                None => memory::anonymous(memory_bytes),
+            }
+            .map_err(vm::Error::from)?;
+            let boot = Boot {
+                kernel: &mut kernel,
+                initramfs: &mut initramfs,
+                cmdline: &cmdline,
+                vcpus,
+            };
+            (Machine::boot(memory, boot, backends)?, None)
+        }
+        Start::Fork {
+            template,
+            memory,
+            state,
+        } => {
+            let machine = fork(&memory, &state, backends, &mut times).map_err(|source| {
+                Error::Template {
+                    id: template,
+                    source,
+                }
+            })?;
+            (machine, Some(memory))
+        }
+    };
+    times.pass(points::STATE_RESTORED);
+    let (sender, receiver) = mpsc::channel();
+    let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(broken("an event"))?;
+    let reports = Reports {
+        sender,
+        wake: wake.try_clone().map_err(broken("an event"))?,
+    };
+    let running = machine.start(console, parts.freeze.is_some(), (reports, receiver))?;
+    let mut control = Control {
+        socket,
+        running,
+        wake,
+        times,
+        freeze: parts.freeze,
+        parked: 0,
+        pausing: false,
+    };
+    control.run()
+}
+
+fn fork(
+    memory: &File,
+    state: &File,
+    backends: Backends,
+    times: &mut Times,
+) -> Result<Machine, vm::Error> {
+    let snapshot = state::parse(&state::read(state)?)?;
+    let mapped = memory::private(memory, snapshot.memory.bytes, &snapshot.memory.segments)?;
+    times.pass(points::TEMPLATE_MAPPED);
+    Machine::fork(mapped, &snapshot, backends, || {
+        times.pass(points::VM_CREATED);
+    })
+}
+
+/// The time points passed so far.
+#[derive(Default)]
+struct Times(Vec<TimePoint>);
+
+impl Times {
+    fn pass(&mut self, name: &str) {
+        self.at(name, crate::now());
+    }
+
+    fn at(&mut self, name: &str, at_ns: u64) {
+        self.0.push(TimePoint {
+            name: name.to_owned(),
+            at_ns,
+        });
+    }
+}
+
+/// A running machine and its control socket.
+struct Control<'a> {
+    socket: &'a Socket,
+    running: Running,
+    wake: EventFd,
+    times: Times,
+    freeze: Option<launch::Frozen>,
+    /// How many vCPUs are parked.
+    parked: usize,
+    /// Whether all are asked to be.
+    pausing: bool,
+}
+
+impl Control<'_> {
+    fn run(&mut self) -> Result<(), Error> {
+        loop {
+            let (request, report) = {
+                let mut wait = [
+                    PollFd::new(self.socket, PollFlags::IN),
+                    PollFd::from_borrowed_fd(borrow(&self.wake), PollFlags::IN),
+                ];
+                match poll(&mut wait, None) {
+                    Ok(_) => {}
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(errno) => return Err(broken("poll")(errno.into())),
+                }
+                (!wait[0].revents().is_empty(), !wait[1].revents().is_empty())
+            };
+            if report {
+                // Emptied first: a report that comes now wakes us again.
+                let _ = self.wake.read();
+                while let Some(report) = self.running.report() {
+                    if self.report(report)? {
+                        return Ok(());
+                    }
+                }
+            }
+            if request {
+                match self.socket.receive::<Request>()? {
+                    None => return Ok(()),
+                    Some((request, fds)) => self.request(request, fds)?,
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(), Error> {
+        let expected = usize::from(matches!(request, Request::Connect { .. }));
+        if fds.len() != expected {
+            return Err(Error::Invalid(format!(
+                "a request came with {} descriptors instead of {expected}",
+                fds.len()
+            )));
+        }
+        match request {
+            Request::Launch(_) => Err(Error::Invalid("a machine is launched once".into())),
+            Request::Connect { port } => {
+                let Some(stream) = fds.into_iter().next() else {
+                    return Ok(());
+                };
+                let devices = &self.running.shared().devices;
+                let result = devices.connect(port, UnixStream::from(stream));
+                if let Err(error) = result {
+                    // The stream is closed, which is the answer.
+                    log::warn!("connection to port {port}: {error}");
+                }
+                Ok(())
+            }
+            Request::Pause => {
+                if self.parked == self.running.vcpus() {
+                    return self.send(&Event::Paused);
+                }
+                self.pausing = true;
+                self.running.pause();
+                Ok(())
+            }
+            Request::Resume => {
+                if self.pausing && self.parked < self.running.vcpus() {
+                    return Err(Error::Invalid("resume was asked before the pause was done".into()));
+                }
+                if self.parked > 0 {
+                    self.parked = 0;
+                    self.pausing = false;
+                    self.running.resume();
+                }
+                self.send(&Event::Resumed)
+            }
+        }
+    }
+
+    /// Whether the machine has come to its end.
+    fn report(&mut self, report: Report) -> Result<bool, Error> {
+        match report {
+            Report::FirstExit => {
+                let shared = self.running.shared();
+                let (entered, exit) = (shared.entered.get(), shared.first_exit.get());
+                if let Some(&at) = entered {
+                    self.times.at(points::VCPU_ENTERED, at);
+                }
+                if let Some(&at) = exit {
+                    self.times.at(points::VCPU_FIRST_EXIT, at);
+                }
+                let points = self.times.0.clone();
+                self.send(&Event::Running { points })?;
+            }
+            Report::Listening => {
+                self.send(&Event::AgentListening)?;
+                if self.freeze.is_some() {
+                    self.pausing = true;
+                    self.running.pause();
+                }
+            }
+            Report::Parked => {
+                self.parked += 1;
+                if self.parked == self.running.vcpus() {
+                    match self.freeze.take() {
+                        Some(files) => {
+                            self.write_template(&files)?;
+                            return Ok(true);
+                        }
+                        None => self.send(&Event::Paused)?,
+                    }
+                }
+            }
+            Report::Stopped(reason) => {
+                self.send(&Event::Stopped { reason })?;
+                return Ok(true);
+            }
+            Report::Failed(message) => return Err(Error::Vcpu(message)),
+        }
+        Ok(false)
+    }
+
+    fn write_template(&self, files: &launch::Frozen) -> Result<(), Error> {
+        let progress = |step: &str| {
+            let step = step.to_owned();
+            // Progress is a courtesy: a launcher that is gone ends us at the next event.
+            let _ = self.socket.send(&Event::Progress { step }, &[]);
+        };
+        let snapshot = self.running.freeze(&files.memory, progress)?;
+        progress("writing to the disk");
+        let bytes = state::serialize(&snapshot).map_err(vm::Error::from)?;
+        (&files.state)
+            .write_all(&bytes)
+            .and_then(|()| files.state.sync_all())
+            .map_err(broken("the template's state file"))?;
+        files
+            .memory
+            .sync_all()
+            .map_err(broken("the template's memory file"))?;
+        self.send(&Event::Frozen(control::Frozen {
+            data_bytes: snapshot
+                .memory
+                .segments
+                .iter()
+                .map(|segment| segment.bytes)
+                .sum(),
+            state_bytes: bytes.len() as u64,
+        }))
+    }
+
+    fn send(&self, event: &Event) -> Result<(), Error> {
+        Ok(self.socket.send(event, &[])?)
+    }
+}
+
+fn borrow(event: &EventFd) -> std::os::fd::BorrowedFd<'_> {
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    // SAFETY: the descriptor is open for as long as `event` is borrowed.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}

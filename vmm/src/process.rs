@@ -1,0 +1,63 @@
+//! The monitor's process: what it keeps of its launcher, and what it leaves behind.
+
+use std::{io, os::fd::AsFd};
+
+use rustix::{
+    mount::{MountPropagationFlags, mount_change},
+    thread::{
+        LinkNameSpaceType, UnshareFlags, move_into_link_name_space, set_no_new_privs,
+        unshare_unsafe,
+    },
+};
+
+use crate::launch::Network;
+
+/// A step of the isolation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct Error {
+    what: &'static str,
+    source: io::Error,
+}
+
+fn failed(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> Error {
+    move |errno| Error {
+        what,
+        source: errno.into(),
+    }
+}
+
+/// Closes every descriptor but the first three: what a launcher forgot to close is not ours.
+/// Called before any descriptor is received.
+pub(crate) fn close_inherited() -> Result<(), Error> {
+    // SAFETY: nothing in this process owns a descriptor above 2 yet.
+    let result = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(Error {
+        what: "closing inherited descriptors",
+        source: io::Error::last_os_error(),
+    })
+}
+
+/// Enters a mount namespace of its own, whose changes reach nobody, and the network namespace;
+/// gives up gaining privileges. Before the first thread.
+pub(crate) fn isolate(network: &Network) -> Result<(), Error> {
+    let fresh = match network {
+        Network::New => UnshareFlags::NEWNS | UnshareFlags::NEWNET,
+        Network::Inherit | Network::Join(_) => UnshareFlags::NEWNS,
+    };
+    // SAFETY: the flags do not include the descriptor table (`FILES`), which alone is unsafe.
+    unsafe { unshare_unsafe(fresh) }.map_err(failed("a mount namespace of its own"))?;
+    mount_change(
+        c"/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(failed("a private mount namespace"))?;
+    if let Network::Join(namespace) = network {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(failed("the container's network namespace"))?;
+    }
+    set_no_new_privs(true).map_err(failed("no_new_privs"))
+}

@@ -1,0 +1,348 @@
+//! A virtual machine: made by a boot or a fork, run, frozen.
+
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, mpsc},
+};
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestMemory as _, GuestMemoryRegion};
+
+use crate::{
+    boot,
+    devices::{self, Backends, Devices},
+    memory::{self, GuestMemory},
+    snapshot::{MemoryState, Snapshot, VcpuState, VmState, state, vcpu_state, vm_state},
+    vcpu::{self, Handle, Report, Shared},
+};
+
+/// Largest number of vCPUs.
+pub(crate) const MAX_VCPUS: u8 = 8;
+
+/// Where Intel processors without "unrestricted guest" keep a task state segment and a page
+/// table: 4 pages below the local APICs that no memory or device uses (KVM API document,
+/// `KVM_SET_TSS_ADDR`, `KVM_SET_IDENTITY_MAP_ADDR`).
+const TSS: usize = 0xfffb_d000;
+const IDENTITY_MAP: u64 = 0xfffb_c000;
+
+/// What can go wrong with a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `/dev/kvm` is not there or not ours to use.
+    #[error("/dev/kvm cannot be opened: {0}: run `forkvm check`")]
+    NoKvm(kvm_ioctls::Error),
+    /// A KVM call.
+    #[error("{call}: {source}")]
+    Kvm {
+        /// The call.
+        call: &'static str,
+        /// The system's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// More vCPUs than a machine has, or none.
+    #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}")]
+    Vcpus(usize),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// The boot.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// The state file.
+    #[error("the template's state: {0}")]
+    State(#[from] state::Error),
+    /// The state of a vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] vcpu_state::Error),
+    /// The state of the machine.
+    #[error(transparent)]
+    Vm(#[from] vm_state::Error),
+    /// The devices.
+    #[error("devices: {0}")]
+    Devices(#[from] devices::Error),
+    /// A thread, an event or a file.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A vCPU ended while it was to be frozen.
+    #[error("a vCPU has ended before its state was saved")]
+    VcpuEnded,
+}
+
+fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+    move |source| Error::Kvm { call, source }
+}
+
+fn broken(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { what, source }
+}
+
+/// A machine whose vCPUs have not run yet.
+pub(crate) struct Machine {
+    kvm: Kvm,
+    vm: Arc<VmFd>,
+    memory: GuestMemory,
+    devices: Devices,
+    vcpus: Vec<VcpuFd>,
+    pit: bool,
+}
+
+/// A machine that runs, or is paused.
+pub(crate) struct Running {
+    kvm: Kvm,
+    memory: GuestMemory,
+    shared: Arc<Shared>,
+    vcpus: Vec<Handle>,
+    reports: mpsc::Receiver<Report>,
+    pit: bool,
+}
+
+/// What a cold boot needs.
+pub(crate) struct Boot<'a> {
+    pub(crate) kernel: &'a mut File,
+    pub(crate) initramfs: &'a mut File,
+    pub(crate) cmdline: &'a str,
+    pub(crate) vcpus: u8,
+}
+
+impl Machine {
+    /// A machine that will boot a kernel.
+    pub(crate) fn boot(
+        memory: GuestMemory,
+        boot: Boot<'_>,
+        backends: Backends,
+    ) -> Result<Self, Error> {
+        if !(1..=MAX_VCPUS).contains(&boot.vcpus) {
+            return Err(Error::Vcpus(boot.vcpus.into()));
+        }
+        let kvm = open()?;
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        // A guest whose local APIC has a deadline timer and that knows the frequencies from
+        // kvm-clock never looks at an 8254; each of those costs a host thread.
+        let pit = !tsc_deadline;
+        let vm = create(&kvm, &memory, pit)?;
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        let devices = Devices::new(memory.clone(), vm.clone(), backends)?;
+        let entry = boot::load(
+            &memory,
+            boot.kernel,
+            boot.initramfs,
+            &devices.kernel_cmdline(),
+            boot.cmdline,
+            boot.vcpus,
+        )?;
+        let mut vcpus = Vec::new();
+        for id in 0..boot.vcpus {
+            let vcpu = vm
+                .create_vcpu(id.into())
+                .map_err(failed("KVM_CREATE_VCPU"))?;
+            let entries =
+                boot::cpuid::entries(supported.as_slice(), id, boot.vcpus, tsc_deadline);
+            let cpuid = CpuId::from_entries(&entries).map_err(|_| Error::Kvm {
+                call: "KVM_SET_CPUID2",
+                source: kvm_ioctls::Error::new(libc::E2BIG),
+            })?;
+            vcpu.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
+            boot::registers::prepare(&vcpu, id, entry)?;
+            vcpus.push(vcpu);
+        }
+        Ok(Self {
+            kvm,
+            vm,
+            memory,
+            devices,
+            vcpus,
+            pit,
+        })
+    }
+
+    /// A machine that goes on where `snapshot` was taken. `created` is called when KVM has the
+    /// machine and its vCPUs, before their state is restored.
+    pub(crate) fn fork(
+        memory: GuestMemory,
+        snapshot: &Snapshot,
+        backends: Backends,
+        created: impl FnOnce(),
+    ) -> Result<Self, Error> {
+        if !(1..=usize::from(MAX_VCPUS)).contains(&snapshot.vcpus.len()) {
+            return Err(Error::Vcpus(snapshot.vcpus.len()));
+        }
+        let kvm = open()?;
+        let pit = snapshot.vm.has_pit();
+        let vm = create(&kvm, &memory, pit)?;
+        let mut vcpus = Vec::new();
+        for id in 0..snapshot.vcpus.len() {
+            vcpus.push(
+                vm.create_vcpu(id as u64)
+                    .map_err(failed("KVM_CREATE_VCPU"))?,
+            );
+        }
+        created();
+        let devices = Devices::restore(memory.clone(), vm.clone(), backends, &snapshot.devices)?;
+        for (state, vcpu) in snapshot.vcpus.iter().zip(&vcpus) {
+            state.restore(vcpu)?;
+        }
+        snapshot.vm.restore(&vm)?;
+        for vcpu in &vcpus {
+            // Tells the guest's watchdog that it was stopped. EINVAL: this guest has no kvm-clock.
+            match vcpu.kvmclock_ctrl() {
+                Err(error) if error.errno() != libc::EINVAL => {
+                    return Err(failed("KVM_KVMCLOCK_CTRL")(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(Self {
+            kvm,
+            vm,
+            memory,
+            devices,
+            vcpus,
+            pit,
+        })
+    }
+
+    /// Starts the device threads and the vCPUs. Reports come with a write to the event in
+    /// `reports`.
+    pub(crate) fn start(
+        self,
+        console: Option<File>,
+        park_when_ready: bool,
+        reports: (vcpu::Reports, mpsc::Receiver<Report>),
+    ) -> Result<Running, Error> {
+        vcpu::install_kick().map_err(broken("the vCPUs' signal"))?;
+        self.devices.start()?;
+        let shared = Arc::new(Shared {
+            vm: self.vm,
+            devices: self.devices,
+            console,
+            park_when_ready,
+            entered: Default::default(),
+            first_exit: Default::default(),
+            reports: reports.0,
+        });
+        let mut vcpus = Vec::new();
+        for (id, vcpu) in (0_u8..).zip(self.vcpus) {
+            vcpus.push(
+                vcpu::spawn(vcpu, id, shared.clone()).map_err(broken("a vCPU's thread"))?,
+            );
+        }
+        Ok(Running {
+            kvm: self.kvm,
+            memory: self.memory,
+            shared,
+            vcpus,
+            reports: reports.1,
+            pit: self.pit,
+        })
+    }
+}
+
+impl Running {
+    /// What the vCPUs share.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// The next report, if there is one.
+    pub(crate) fn report(&self) -> Option<Report> {
+        self.reports.try_recv().ok()
+    }
+
+    /// Number of vCPUs.
+    pub(crate) fn vcpus(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// Asks all vCPUs to stop; each reports [`Report::Parked`].
+    pub(crate) fn pause(&self) {
+        self.vcpus.iter().for_each(Handle::pause);
+    }
+
+    /// Lets all parked vCPUs go on.
+    pub(crate) fn resume(&self) {
+        self.vcpus.iter().for_each(Handle::resume);
+    }
+
+    /// Drains the devices, stops their threads and saves everything. All vCPUs are parked.
+    pub(crate) fn freeze(
+        &self,
+        file: &File,
+        mut step: impl FnMut(&str),
+    ) -> Result<Snapshot, Error> {
+        step("draining the devices");
+        self.shared.devices.quiesce()?;
+        let devices = self.shared.devices.save()?;
+        step("saving the vCPUs");
+        let msrs = Arc::new(
+            vcpu_state::msr_indices(&self.kvm).map_err(failed("KVM_GET_MSR_INDEX_LIST"))?,
+        );
+        let mut vcpus = Vec::new();
+        for vcpu in &self.vcpus {
+            vcpus.push(vcpu.save(msrs.clone()).ok_or(Error::VcpuEnded)??);
+        }
+        // They were read one after the other. A child's counters are equal, and none may be
+        // behind what its vCPU has seen.
+        let tsc = vcpus.iter().map(VcpuState::tsc).max().unwrap_or(0);
+        vcpus.iter_mut().for_each(|vcpu| vcpu.set_tsc(tsc));
+        let vm = VmState::save(&self.shared.vm, self.pit)?;
+        step("taking the empty pages out of the memory");
+        let segments = memory::punch_holes(file, &self.memory)?;
+        Ok(Snapshot {
+            memory: MemoryState {
+                bytes: self.memory.iter().map(GuestMemoryRegion::len).sum(),
+                segments,
+            },
+            vm,
+            vcpus,
+            devices,
+        })
+    }
+}
+
+fn open() -> Result<Kvm, Error> {
+    Kvm::new().map_err(Error::NoKvm)
+}
+
+/// A machine with interrupt controllers and memory, without vCPUs.
+fn create(kvm: &Kvm, memory: &GuestMemory, pit: bool) -> Result<Arc<VmFd>, Error> {
+    let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+    vm.set_tss_address(TSS)
+        .map_err(failed("KVM_SET_TSS_ADDR"))?;
+    vm.set_identity_map_address(IDENTITY_MAP)
+        .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+    if pit {
+        vm.create_pit2(kvm_pit_config {
+            // Port 0x61 reads as something.
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        })
+        .map_err(failed("KVM_CREATE_PIT2"))?;
+    }
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the range is mapped, and stays so while the machine runs: `Machine` and
+        // `Running` hold both, and the process ends before `Running` is taken apart.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(Arc::new(vm))
+}

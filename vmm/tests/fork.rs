@@ -1,0 +1,209 @@
+//! Boots a guest, freezes it and forks it, with the monitor's program as its users run it.
+//!
+//! Needs a KVM that runs 64-bit guests, so these tests do nothing unless `FORKVM_TEST_KVM=1`; then
+//! `FORKVM_TEST_MONITOR`, `FORKVM_TEST_KERNEL` and `FORKVM_TEST_INITRAMFS` name the files. The
+//! initramfs must hold an agent that writes to the ready port.
+
+use std::{
+    env,
+    fs::File,
+    io::Read,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use forkvm_api::points;
+use forkvm_vmm::{
+    control::{Event, FailureKind, Launch, Monitor, NetworkNamespace, Purpose, Request, Source},
+    template::{Error, Store, Template, TemplateSpec},
+};
+
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What the environment names; `None` where the tests cannot run.
+struct Host {
+    monitor: PathBuf,
+    spec: TemplateSpec,
+}
+
+fn host(vcpus: u8) -> Option<Host> {
+    if env::var_os("FORKVM_TEST_KVM").is_none_or(|value| value != "1") {
+        eprintln!("skipped: FORKVM_TEST_KVM is not 1");
+        return None;
+    }
+    let path = |name: &str| PathBuf::from(env::var_os(name).unwrap_or_else(|| panic!("{name}")));
+    Some(Host {
+        monitor: path("FORKVM_TEST_MONITOR"),
+        spec: TemplateSpec {
+            kernel: path("FORKVM_TEST_KERNEL"),
+            initramfs: path("FORKVM_TEST_INITRAMFS"),
+            vcpus,
+            memory_bytes: 256 << 20,
+            cmdline: String::new(),
+        },
+    })
+}
+
+fn deadline() -> Instant {
+    Instant::now() + TIMEOUT
+}
+
+fn launch(monitor: &Monitor, source: Source, fds: &[BorrowedFd<'_>], console: &File) {
+    let mut fds = fds.to_vec();
+    fds.push(console.as_fd());
+    monitor
+        .send(
+            &Request::Launch(Launch {
+                source,
+                purpose: Purpose::Run,
+                network_namespace: NetworkNamespace::New,
+                console: true,
+                exports: Vec::new(),
+            }),
+            &fds,
+        )
+        .unwrap();
+}
+
+fn fork(host: &Host, template: &Template, console: &File) -> Monitor {
+    let monitor = Monitor::spawn(&host.monitor, Stdio::inherit()).unwrap();
+    let (source, fds) = template.source();
+    launch(&monitor, source, &fds, console);
+    monitor
+}
+
+/// The points of the first exit.
+fn running(monitor: &Monitor) -> Vec<(String, u64)> {
+    match monitor.receive_before(deadline()).unwrap() {
+        Some(Event::Running { points }) => points
+            .into_iter()
+            .map(|point| (point.name, point.at_ns))
+            .collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn build(host: &Host, store: &Store) -> Template {
+    store
+        .build(&host.spec, &host.monitor, &mut |step| {
+            eprintln!("  {step}");
+        })
+        .unwrap()
+}
+
+fn boots_freezes_and_forks(vcpus: u8) {
+    let Some(host) = host(vcpus) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path());
+    let template = build(&host, &store);
+    template.verify().unwrap();
+    let manifest = template.manifest();
+    eprintln!(
+        "  {} bytes of data, {} of state",
+        manifest.memory.data_bytes, manifest.state.bytes
+    );
+    assert!(manifest.memory.data_bytes < 100 << 20);
+    assert_eq!(store.list().unwrap(), [template.id()]);
+
+    // Two at once, so that neither is the only user of the template.
+    let consoles = [0, 1].map(|_| tempfile::tempfile().unwrap());
+    let before = now();
+    let children = [0, 1].map(|child: usize| fork(&host, &template, &consoles[child]));
+    for child in &children {
+        let points = running(child);
+        let names: Vec<_> = points.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                points::VMM_LAUNCHED,
+                points::TEMPLATE_MAPPED,
+                points::VM_CREATED,
+                points::STATE_RESTORED,
+                points::VCPU_ENTERED,
+                points::VCPU_FIRST_EXIT
+            ]
+        );
+        for (name, at) in points {
+            eprintln!("  {name:20} {:8} us", (at - before) / 1000);
+        }
+    }
+    assert!(matches!(
+        store.remove(template.id()),
+        Err(Error::InUse { .. })
+    ));
+    let id = template.id().to_owned();
+    drop(template);
+    assert!(
+        matches!(store.remove(&id), Err(Error::InUse { .. })),
+        "the children hold the template"
+    );
+    // Pause and go on.
+    for child in &children {
+        child.send(&Request::Pause, &[]).unwrap();
+        assert_eq!(
+            child.receive_before(deadline()).unwrap(),
+            Some(Event::Paused)
+        );
+        child.send(&Request::Resume, &[]).unwrap();
+        assert_eq!(
+            child.receive_before(deadline()).unwrap(),
+            Some(Event::Resumed)
+        );
+    }
+    if let Ok(seconds) = env::var("FORKVM_TEST_LINGER") {
+        std::thread::sleep(Duration::from_secs(seconds.parse().unwrap()));
+    }
+    for child in children {
+        assert!(child.close().unwrap().success());
+    }
+    for mut console in consoles {
+        let mut text = String::new();
+        console.read_to_string(&mut text).unwrap();
+        eprintln!("{text}");
+    }
+    store.remove(&id).unwrap();
+    assert!(store.list().unwrap().is_empty());
+}
+
+fn now() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+#[test]
+fn one_vcpu_boots_freezes_and_forks() {
+    boots_freezes_and_forks(1);
+}
+
+#[test]
+fn two_vcpus_boot_freeze_and_fork() {
+    boots_freezes_and_forks(2);
+}
+
+#[test]
+fn a_damaged_state_is_one_clear_error() {
+    let Some(host) = host(1) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut kernel = tempfile::NamedTempFile::new_in(folder.path()).unwrap();
+    std::io::Write::write_all(&mut kernel, b"not a kernel").unwrap();
+    let console = tempfile::tempfile().unwrap();
+    let monitor = Monitor::spawn(&host.monitor, Stdio::inherit()).unwrap();
+    launch(
+        &monitor,
+        Source::Fork {
+            template: "0123456789abcdef".into(),
+        },
+        &[kernel.as_file().as_fd(), kernel.as_file().as_fd()],
+        &console,
+    );
+    match monitor.receive_before(deadline()).unwrap() {
+        Some(Event::Failed { kind, message }) => {
+            assert_eq!(kind, FailureKind::Template);
+            assert!(message.contains("forkvm template build base"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!monitor.close().unwrap().success());
+}
