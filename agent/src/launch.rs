@@ -68,12 +68,23 @@ pub(crate) async fn launch(
     let mut worker_ended = reaper.claim(worker);
     let socket = channel::register(ours, Interest::READABLE).map_err(Error::Hear)?;
     let mut reports = Reports { socket, first_error: None, failure: None };
+    let mut silent = false;
     loop {
         // What the worker said before its end is in the socket when its end is seen.
         let over = *worker_ended.borrow_and_update();
-        while let Ok(Some(report)) = report::try_receive(reports.socket.get_ref()) {
-            if let Some(pid) = reports.hear(report) {
-                return Ok(Launched { pid, ended: reaper.claim(pid), reports });
+        loop {
+            match report::try_receive(reports.socket.get_ref()) {
+                Ok(Some(report)) => {
+                    if let Some(pid) = reports.hear(report) {
+                        return Ok(Launched { pid, ended: reaper.claim(pid), reports });
+                    }
+                }
+                Ok(None) => break,
+                // Every sender has gone. A closed socket stays readable: it is not asked again.
+                Err(_) => {
+                    silent = true;
+                    break;
+                }
             }
         }
         if let Some(exit) = over {
@@ -83,7 +94,7 @@ pub(crate) async fn launch(
             });
         }
         tokio::select! {
-            ready = reports.socket.readable() => ready.map_err(Error::Hear)?.clear_ready(),
+            ready = reports.socket.readable(), if !silent => ready.map_err(Error::Hear)?.clear_ready(),
             _ = worker_ended.changed() => {}
         }
     }
