@@ -7,6 +7,10 @@ mod config;
 mod interrupt;
 pub mod mmio;
 mod queue;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use config::ConfigSpace;
 pub use interrupt::{Interrupt, InterruptLine};

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{DRIVER_OK, MmioTransport, Registers, rings_valid};
+use super::{DRIVER_OK, FEATURES_OK, MmioTransport, Registers, rings_valid};
 use crate::devices::event_loop::{SharedDevice, lock};
 use crate::devices::virtio::{InterruptLine, Persist, QueueError, QueueState, Virtqueue};
 use crate::memory::GuestMemory;
@@ -13,15 +13,15 @@ use crate::memory::GuestMemory;
 /// What is saved of a transport: every register, and the queues where they stand.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportState {
-    device_type: u32,
-    status: u32,
-    device_features_sel: u32,
-    driver_features_sel: u32,
-    driver_features: u64,
-    queue_sel: u32,
-    interrupt_status: u32,
-    config_generation: u32,
-    queues: Vec<QueueState>,
+    pub(super) device_type: u32,
+    pub(super) status: u32,
+    pub(super) device_features_sel: u32,
+    pub(super) driver_features_sel: u32,
+    pub(super) driver_features: u64,
+    pub(super) queue_sel: u32,
+    pub(super) interrupt_status: u32,
+    pub(super) config_generation: u32,
+    pub(super) queues: Vec<QueueState>,
 }
 
 /// What a transport needs beside its state.
@@ -128,7 +128,8 @@ impl MmioTransport {
                 expected: self.device_type,
             });
         }
-        if state.driver_features & !self.offered != 0 {
+        // Before FEATURES_OK the driver may have written anything.
+        if state.status & FEATURES_OK != 0 && !self.acceptable(state.driver_features) {
             return Err(RestoreError::Features {
                 saved: state.driver_features,
                 offered: self.offered,
