@@ -1,1 +1,273 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
 
+use super::*;
+
+const HOST: Host = Host { machine_memory: 512 << 20 };
+
+/// A spec such as `ctr run` makes.
+fn base() -> Value {
+    json!({
+        "ociVersion": "1.1.0",
+        "process": {
+            "user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/",
+            "apparmorProfile": "docker-default", "selinuxLabel": "system_u:x", "oomScoreAdj": 100
+        },
+        "root": {"path": "rootfs", "readonly": true},
+        "hostname": "box",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "size=64m"]}
+        ],
+        "linux": {
+            "cgroupsPath": "/default/c1",
+            "mountLabel": "system_u:y",
+            "rootfsPropagation": "rprivate",
+            "resources": {
+                "memory": {"limit": 1_000_000},
+                "cpu": {"shares": 512, "quota": 50000, "period": 100_000, "cpus": "0"},
+                "pids": {"limit": 10}
+            },
+            "namespaces": [
+                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}
+            ]
+        }
+    })
+}
+
+fn take(spec: Value) -> Result<Plan, Error> {
+    let spec = serde_json::from_value(spec).unwrap();
+    plan(spec, Path::new("/bundle"), "default", "c1", HOST)
+}
+
+fn refusal(spec: Value) -> String {
+    match take(spec) {
+        Err(error @ Error::Unsupported(_)) => error.to_string(),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn with(change: impl FnOnce(&mut Value)) -> Value {
+    let mut spec = base();
+    change(&mut spec);
+    spec
+}
+
+fn bind(source: &Path, options: &[&str]) -> Value {
+    with(|spec| {
+        let mount = json!({"destination": "/v", "type": "bind", "source": source, "options": options});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    })
+}
+
+#[test]
+fn what_the_guest_gets() {
+    let plan = take(base()).unwrap();
+    let guest = serde_json::to_value(&plan.guest).unwrap();
+    assert_eq!(guest["root"]["path"], "/run/forkvm/host/rootfs");
+    assert_eq!(guest["root"]["readonly"], true);
+    assert_eq!(guest["linux"]["cgroupsPath"], "/forkvm/c1");
+    for (section, label) in [
+        ("process", "apparmorProfile"),
+        ("process", "selinuxLabel"),
+        ("linux", "mountLabel"),
+        ("linux", "rootfsPropagation"),
+    ] {
+        assert!(guest[section].get(label).is_none(), "{label}");
+    }
+    let resources = &guest["linux"]["resources"];
+    assert_eq!(resources["memory"]["limit"], 1_000_000);
+    assert_eq!(resources["pids"]["limit"], 10);
+    assert_eq!(resources["cpu"], json!({"shares": 512}));
+    assert_eq!(guest["mounts"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn what_stays_on_the_host() {
+    let plan = take(base()).unwrap();
+    assert_eq!(plan.root, Path::new("/bundle/rootfs"));
+    assert_eq!(plan.cgroup, "/default/c1");
+    assert_eq!(plan.hostname, "box");
+    assert_eq!(plan.oom_score_adj, Some(100));
+    assert_eq!(plan.network, Network::New);
+    assert_eq!(plan.resources.cpu().as_ref().unwrap().quota(), Some(50000));
+}
+
+#[test]
+fn defaults_stand_in_for_what_is_missing() {
+    let plan = take(with(|spec| {
+        spec.as_object_mut().unwrap().remove("hostname");
+        spec["linux"].as_object_mut().unwrap().remove("cgroupsPath");
+        spec["linux"].as_object_mut().unwrap().remove("resources");
+        spec["root"]["path"] = "/var/lib/docker/merged".into();
+    }))
+    .unwrap();
+    assert_eq!(plan.hostname, "c1");
+    assert_eq!(plan.cgroup, "/forkvm/default/c1");
+    assert_eq!(plan.root, Path::new("/var/lib/docker/merged"));
+}
+
+#[test]
+fn namespaces_of_the_host_are_refused_by_name() {
+    for (kind, named) in [
+        ("pid", "PID namespace (--pid=host)"),
+        ("ipc", "IPC namespace (--ipc=host)"),
+        ("uts", "UTS namespace (--uts=host)"),
+        ("network", "network namespace (--network=host)"),
+        ("mount", "mount namespace"),
+    ] {
+        let message = refusal(with(|spec| {
+            spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|ns| ns["type"] != kind);
+        }));
+        assert!(message.contains(named), "{kind}: {message}");
+    }
+}
+
+#[test]
+fn joining_namespaces_is_refused_but_for_the_network() {
+    for kind in ["pid", "ipc", "uts", "mount", "user", "cgroup"] {
+        let message = refusal(with(|spec| {
+            let list = spec["linux"]["namespaces"].as_array_mut().unwrap();
+            list.retain(|ns| ns["type"] != kind);
+            list.push(json!({"type": kind, "path": "/proc/1/ns/x"}));
+        }));
+        assert!(message.contains("joining") && message.contains("/proc/1/ns/x"), "{message}");
+    }
+}
+
+#[test]
+fn a_network_namespace_is_joined_unless_it_is_the_hosts() {
+    let join = |path: &str| {
+        with(|spec| spec["linux"]["namespaces"][4] = json!({"type": "network", "path": path}))
+    };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let plan = take(join(file.path().to_str().unwrap())).unwrap();
+    assert_eq!(plan.network, Network::Join(file.path().to_owned()));
+    let guest = serde_json::to_value(&plan.guest).unwrap();
+    for namespace in guest["linux"]["namespaces"].as_array().unwrap() {
+        assert!(namespace.get("path").is_none(), "{namespace}");
+    }
+    assert!(refusal(join("/proc/self/ns/net")).contains("--network=host"));
+    let missing = take(join("/nonexistent/ns")).unwrap_err().to_string();
+    assert!(missing.contains("/nonexistent/ns"), "{missing}");
+}
+
+#[test]
+fn a_container_never_sees_the_guests_own_cgroups() {
+    let plan = take(base()).unwrap();
+    let namespaces = plan.guest.linux().as_ref().unwrap().namespaces().clone().unwrap();
+    let cgroup = namespaces.iter().filter(|ns| ns.typ() == LinuxNamespaceType::Cgroup);
+    assert_eq!(cgroup.count(), 1);
+}
+
+#[test]
+fn bind_mounts_become_exports() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("hosts");
+    fs::write(&file, "").unwrap();
+    let mut spec = bind(folder.path(), &["rbind", "rprivate", "ro"]);
+    let second = json!({"destination": "/etc/hosts", "source": file, "options": ["bind"]});
+    spec["mounts"].as_array_mut().unwrap().push(second);
+    let plan = take(spec).unwrap();
+    assert_eq!(
+        plan.volumes,
+        [
+            Volume {
+                name: "vol-0".into(),
+                source: folder.path().to_owned(),
+                read_only: true,
+                recursive: true
+            },
+            Volume { name: "vol-1".into(), source: file, read_only: false, recursive: false },
+        ]
+    );
+    let guest = serde_json::to_value(&plan.guest).unwrap();
+    assert_eq!(guest["mounts"][2]["source"], "/run/forkvm/host/vol-0");
+    assert_eq!(guest["mounts"][3]["source"], "/run/forkvm/host/vol-1");
+}
+
+#[test]
+fn volumes_that_cannot_work_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for option in ["shared", "rshared", "slave", "rslave"] {
+        let message = refusal(bind(folder.path(), &["rbind", option]));
+        assert!(message.contains(option) && message.contains("/v"), "{message}");
+    }
+    let socket = folder.path().join("docker.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    assert!(refusal(bind(&socket, &["bind"])).contains("Unix sockets"));
+    assert!(refusal(bind(Path::new("/dev/null"), &["bind"])).contains("devices of the host"));
+    let missing = take(bind(Path::new("/nonexistent/data"), &["bind"])).unwrap_err().to_string();
+    assert!(missing.contains("volume source /nonexistent/data"), "{missing}");
+}
+
+#[test]
+fn devices_of_the_host_are_refused_and_default_ones_are_not() {
+    let device = |path: &str| {
+        with(|spec| {
+            spec["linux"]["devices"] =
+                json!([{"path": path, "type": "c", "major": 10, "minor": 232, "fileMode": 438}]);
+        })
+    };
+    assert!(refusal(device("/dev/kvm")).contains("/dev/kvm"));
+    take(device("/dev/null")).unwrap();
+}
+
+#[test]
+fn hooks_run_on_the_host_or_are_refused_by_name() {
+    let hook = |kind: &str| with(|spec| spec["hooks"] = json!({kind: [{"path": "/bin/hook"}]}));
+    for kind in ["createContainer", "startContainer"] {
+        let message = refusal(hook(kind));
+        assert!(message.contains(kind) && message.contains("/bin/hook"), "{message}");
+    }
+    let plan = take(hook("poststop")).unwrap();
+    assert_eq!(plan.hooks.poststop().as_ref().unwrap().len(), 1);
+    assert!(plan.guest.hooks().is_none());
+}
+
+#[test]
+fn a_memory_limit_above_the_machine_is_refused() {
+    let limit = |limit: i64| with(|spec| spec["linux"]["resources"]["memory"]["limit"] = limit.into());
+    take(limit(512 << 20)).unwrap();
+    take(limit(-1)).unwrap();
+    let message = refusal(limit((512 << 20) + 1));
+    assert!(message.contains("512 MiB") && message.contains("vm.memory_mib"), "{message}");
+}
+
+#[test]
+fn what_must_be_there_is_named() {
+    for section in ["root", "process", "linux"] {
+        let error = take(with(|spec| drop(spec.as_object_mut().unwrap().remove(section)))).unwrap_err();
+        assert!(error.to_string().contains(section), "{error}");
+    }
+}
+
+#[test]
+fn an_execs_process_loses_its_labels_too() {
+    let process = exec_process(base()["process"].to_string().as_bytes()).unwrap();
+    let process: Value = serde_json::from_slice(&process).unwrap();
+    assert!(process.get("apparmorProfile").is_none());
+    assert!(process.get("selinuxLabel").is_none());
+    assert_eq!(process["args"], json!(["sh"]));
+    assert!(matches!(exec_process(b"{"), Err(Error::Invalid(_))));
+}
+
+proptest! {
+    /// No text makes the reader panic.
+    #[test]
+    fn any_text_is_survived(text in "\\PC{0,200}") {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.json"), text).unwrap();
+        prop_assert!(load(folder.path(), "default", "c1", HOST).is_err());
+    }
+
+    /// No bind source of the host reaches the guest, whatever the options.
+    #[test]
+    fn no_source_of_the_host_reaches_the_guest(options in prop::collection::vec("(bind|rbind|ro|rw|nosuid|rprivate)", 1..4)) {
+        let folder = tempfile::tempdir().unwrap();
+        let options: Vec<_> = options.iter().map(String::as_str).collect();
+        let plan = take(bind(folder.path(), &options)).unwrap();
+        let text = serde_json::to_string(&plan.guest).unwrap();
+        prop_assert!(!text.contains(folder.path().to_str().unwrap()), "{}", text);
+    }
+}

@@ -70,8 +70,10 @@ impl Monitor {
             .ok_or(rustix::io::Errno::SRCH)
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
             .map_err(|error| failed(error.into()))?;
-        let socket =
-            AsyncFd::try_with_interest(Control(ours), Interest::READABLE | Interest::WRITABLE);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        // SAFETY: needed because tokio cannot know that a descriptor given by number stays open;
+        // `Control` owns its socket, never closes or replaces it, and always answers its number.
+        let socket = unsafe { AsyncFd::register_with_interest(Control(ours), interest) };
         let socket = Arc::new(socket.map_err(|error| failed(error.into()))?);
         let (progress_sender, progress) = watch::channel(Progress::default());
         tokio::spawn(receive(Arc::clone(&socket), progress_sender));
