@@ -33,6 +33,15 @@ pub struct Registrar {
 }
 
 impl Registrar {
+    /// A registrar of slot 0 of a loop that a test runs itself.
+    #[cfg(test)]
+    pub(crate) fn on(epoll: &Arc<Epoll>) -> Self {
+        Self {
+            epoll: Arc::clone(epoll),
+            slot: 0,
+        }
+    }
+
     /// From now on, readiness of `source` arrives at [`VirtioDevice::process_source`] with
     /// `token`. Closing the descriptor ends it; an event already taken from the kernel may still
     /// arrive, so a device does not use a token twice in short order.

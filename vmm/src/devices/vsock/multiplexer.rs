@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::connection::{Connection, Next, Verdict};
 use super::device::{GUEST_CID, HOST_CID};
 use super::packet::{Packet, TYPE_STREAM, op};
-use super::rings::{Filled, Payload, Pieces, Receiver};
+use super::rings::{Payload, Pieces, Receiver};
 use crate::devices::event_loop::Registrar;
 use crate::devices::virtio::{QueueError, Virtqueue};
 
@@ -234,19 +234,21 @@ impl Multiplexer {
     }
 
     /// Sends what there is for the guest, connection by connection in turn, until there is
-    /// nothing more, or no buffer, or as many turns were had as the queue is long.
+    /// nothing more, or no buffer, or as many buffers were used as the queue is long.
     pub(super) fn fill(&mut self, queue: &mut Virtqueue) -> Result<(), QueueError> {
-        for _ in 0..queue.size() {
+        let mut budget = usize::from(queue.size());
+        while budget > 0 {
             let mut pieces = std::mem::take(&mut self.pieces);
             let turn = self.turn(&mut Receiver::new(queue, &mut pieces));
             self.pieces = pieces;
             match turn? {
                 Turn::Idle => return Ok(()),
-                Turn::Done => {}
+                Turn::Done { buffers } => budget = budget.saturating_sub(buffers.max(1)),
                 Turn::NoBuffer => {
                     if !queue.wait_for_more()? {
                         return Ok(());
                     }
+                    budget -= 1;
                 }
             }
         }
@@ -260,7 +262,7 @@ impl Multiplexer {
                 return Ok(Turn::NoBuffer);
             }
             self.resets.pop_front();
-            return Ok(Turn::Done);
+            return Ok(Turn::Done { buffers: 1 });
         }
         let Some(&port) = self.ready.front() else {
             return Ok(Turn::Idle);
@@ -268,28 +270,29 @@ impl Multiplexer {
         // A connection that is no more, or has lost what it had, just leaves the queue.
         let Some(connection) = self.connections.get_mut(&port) else {
             self.ready.pop_front();
-            return Ok(Turn::Done);
+            return Ok(Turn::Done { buffers: 0 });
         };
-        let sent = match connection.next() {
-            None => true,
-            Some(Next::Packet(operation)) => receiver.send(|| connection.control(operation))?,
-            Some(Next::Data { buffers, limit }) => {
-                match receiver.fill(buffers, limit, connection)? {
-                    Filled::NoBuffer => false,
-                    Filled::Received { room, result } => {
-                        connection.has_read(room, result);
-                        true
-                    }
+        let buffers = match connection.next() {
+            None => 0,
+            Some(Next::Packet(operation)) => {
+                if !receiver.send(|| connection.control(operation))? {
+                    return Ok(Turn::NoBuffer);
                 }
+                1
+            }
+            Some(Next::Data { buffers, limit }) => {
+                let filled = receiver.fill(buffers, limit, connection)?;
+                let Some(filled) = filled else {
+                    return Ok(Turn::NoBuffer);
+                };
+                connection.has_read(filled.room, filled.result);
+                filled.buffers
             }
         };
-        if !sent {
-            return Ok(Turn::NoBuffer);
-        }
         self.ready.pop_front();
         connection.queued = false;
         self.schedule(port);
-        Ok(Turn::Done)
+        Ok(Turn::Done { buffers })
     }
 }
 
@@ -297,8 +300,8 @@ impl Multiplexer {
 enum Turn {
     /// Nothing is there to be sent.
     Idle,
-    /// Something was done.
-    Done,
+    /// Something was done, with so many buffers.
+    Done { buffers: usize },
     /// The guest has made no buffer available.
     NoBuffer,
 }

@@ -189,13 +189,13 @@ impl<'q> Receiver<'q> {
     }
 
     /// Receives up to `limit` bytes, in one go, into up to `buffers` buffers, and sends them as
-    /// one packet for each buffer.
+    /// one packet for each buffer. None if the driver has made no buffer available.
     pub(super) fn fill(
         &mut self,
         buffers: usize,
         limit: usize,
         source: &mut impl Source,
-    ) -> Result<Filled, QueueError> {
+    ) -> Result<Option<Filled>, QueueError> {
         self.pieces.clear();
         let memory = Arc::clone(self.queue.memory());
         let mut vectors = Vectors::new(&memory);
@@ -227,33 +227,36 @@ impl<'q> Receiver<'q> {
             }
         }
         if taken.is_empty() {
-            return Ok(Filled::NoBuffer);
+            return Ok(None);
         }
         let room = vectors.bytes();
         let result = source.receive(&mut vectors);
         let mut left = *result.as_ref().unwrap_or(&0);
+        let mut used = 0;
         for (buffer, room) in &taken {
             let length = left.min(*room);
             if length > 0 {
                 self.complete(buffer, source.packet(length as u32))?;
+                used += 1;
             } else {
                 self.queue.undo_pop();
             }
             left -= length;
         }
-        Ok(Filled::Received { room, result })
+        Ok(Some(Filled {
+            room,
+            result,
+            buffers: used,
+        }))
     }
 }
 
 /// What became of [`Receiver::fill`].
-pub(super) enum Filled {
-    /// The driver has made no buffer available.
-    NoBuffer,
-    /// The source was asked, with room for so many bytes, and returned this.
-    Received {
-        /// Bytes.
-        room: usize,
-        /// Bytes received, 0 at the end of the stream.
-        result: io::Result<usize>,
-    },
+pub(super) struct Filled {
+    /// Bytes that there was room for.
+    pub(super) room: usize,
+    /// What the source said: bytes received, 0 at the end of the stream.
+    pub(super) result: io::Result<usize>,
+    /// Buffers that were used.
+    pub(super) buffers: usize,
 }

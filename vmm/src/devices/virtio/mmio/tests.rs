@@ -74,7 +74,12 @@ impl Machine {
             Box::new(line.try_clone().unwrap()),
             events(2),
         );
-        Self { memory, device, line, transport }
+        Self {
+            memory,
+            device,
+            line,
+            transport,
+        }
     }
 
     fn get(&self, register: u32) -> u32 {
@@ -164,7 +169,10 @@ fn a_driver_brings_the_device_up() {
     let (machine, mut drivers) = Machine::running();
     assert_eq!(machine.get(VIRTIO_MMIO_STATUS), RUNNING);
     assert!(machine.is_active());
-    assert_eq!(machine.device.lock().unwrap().features, F_VERSION_1 | OFFERED);
+    assert_eq!(
+        machine.device.lock().unwrap().features,
+        F_VERSION_1 | OFFERED
+    );
     drivers[1].offer(&[(0x10000, 4, true)]);
     machine.device.lock().unwrap().process_queue(1).unwrap();
     assert_eq!(drivers[1].take_used().unwrap().1, 1);
@@ -317,7 +325,11 @@ fn rings_outside_memory_or_out_of_line_are_refused() {
         machine.set_address(VIRTIO_MMIO_QUEUE_AVAIL_LOW, avail);
         machine.set_address(VIRTIO_MMIO_QUEUE_USED_LOW, used);
         machine.set(VIRTIO_MMIO_QUEUE_READY, 1);
-        assert_eq!(machine.get(VIRTIO_MMIO_QUEUE_READY), 0, "{desc:#x} {avail:#x} {used:#x}");
+        assert_eq!(
+            machine.get(VIRTIO_MMIO_QUEUE_READY),
+            0,
+            "{desc:#x} {avail:#x} {used:#x}"
+        );
         assert_ne!(machine.get(VIRTIO_MMIO_STATUS) & NEEDS_RESET, 0);
     }
 }
@@ -328,7 +340,11 @@ fn a_queue_that_is_ready_or_driven_does_not_change() {
     let before = machine.device.lock().unwrap().queues[0].state();
     machine.set(VIRTIO_MMIO_QUEUE_SEL, 0);
     machine.set(VIRTIO_MMIO_QUEUE_READY, 0);
-    assert_eq!(machine.get(VIRTIO_MMIO_QUEUE_READY), 1, "only a reset takes it back");
+    assert_eq!(
+        machine.get(VIRTIO_MMIO_QUEUE_READY),
+        1,
+        "only a reset takes it back"
+    );
     machine.set(VIRTIO_MMIO_QUEUE_NUM, 2);
     machine.set_address(VIRTIO_MMIO_QUEUE_DESC_LOW, drivers[1].base);
     machine.set(VIRTIO_MMIO_QUEUE_READY, 1);
@@ -352,11 +368,16 @@ fn accesses_of_another_width_or_out_of_line_do_nothing() {
     for (offset, length) in [(0, 1), (0, 2), (0, 8), (1, 4), (2, 4), (0x70, 8), (0xff, 1)] {
         let mut data = vec![0xaa; length];
         machine.transport.read(offset, &mut data);
-        assert!(data.iter().all(|&byte| byte == 0), "{length} bytes at {offset:#x}");
+        assert!(
+            data.iter().all(|&byte| byte == 0),
+            "{length} bytes at {offset:#x}"
+        );
         machine.transport.write(offset, &data);
     }
     machine.transport.write(VIRTIO_MMIO_STATUS.into(), &[1]);
-    machine.transport.write(VIRTIO_MMIO_STATUS.into(), &[1, 0, 0, 0, 0, 0, 0, 0]);
+    machine
+        .transport
+        .write(VIRTIO_MMIO_STATUS.into(), &[1, 0, 0, 0, 0, 0, 0, 0]);
     machine.transport.write(VIRTIO_MMIO_STATUS.into(), &[]);
     assert_eq!(machine.get(VIRTIO_MMIO_STATUS), 0);
 }
@@ -364,7 +385,12 @@ fn accesses_of_another_width_or_out_of_line_do_nothing() {
 #[test]
 fn the_configuration_space_is_read_in_any_width() {
     let machine = Machine::new();
-    for (offset, expected) in [(0, &[1u8][..]), (1, &[2, 3]), (2, &[3, 4, 5, 6]), (4, &[5, 6, 0])] {
+    for (offset, expected) in [
+        (0, &[1u8][..]),
+        (1, &[2, 3]),
+        (2, &[3, 4, 5, 6]),
+        (4, &[5, 6, 0]),
+    ] {
         let mut data = vec![0xaa; expected.len()];
         machine.transport.read(CONFIG_SPACE + offset, &mut data);
         assert_eq!(data, expected);
@@ -374,7 +400,12 @@ fn the_configuration_space_is_read_in_any_width() {
     machine.transport.read(CONFIG_SPACE, &mut data);
     assert_eq!(data, [1]);
     let before = machine.get(VIRTIO_MMIO_CONFIG_GENERATION);
-    machine.device.lock().unwrap().config.update(|bytes| bytes[0] = 7);
+    machine
+        .device
+        .lock()
+        .unwrap()
+        .config
+        .update(|bytes| bytes[0] = 7);
     assert_ne!(machine.get(VIRTIO_MMIO_CONFIG_GENERATION), before);
 }
 
@@ -394,7 +425,12 @@ fn restore(machine: &Machine, state: &TransportState) -> Result<Machine, Restore
         },
         state,
     )?;
-    Ok(Machine { memory: Arc::clone(&machine.memory), device, line, transport })
+    Ok(Machine {
+        memory: Arc::clone(&machine.memory),
+        device,
+        line,
+        transport,
+    })
 }
 
 #[test]
@@ -415,8 +451,15 @@ fn a_running_device_is_restored_in_the_middle_of_traffic() {
     assert_eq!(child.transport.save(), state);
     assert_eq!(child.get(VIRTIO_MMIO_STATUS), RUNNING);
     assert_eq!(child.get(VIRTIO_MMIO_INTERRUPT_STATUS), 3);
-    assert_eq!(child.get(VIRTIO_MMIO_QUEUE_NUM_MAX), 16, "queue 1 is still selected");
-    assert!(child.line.read().is_err(), "the interrupt controller is not there yet");
+    assert_eq!(
+        child.get(VIRTIO_MMIO_QUEUE_NUM_MAX),
+        16,
+        "queue 1 is still selected"
+    );
+    assert!(
+        child.line.read().is_err(),
+        "the interrupt controller is not there yet"
+    );
     child.transport.repeat_interrupt();
     assert_eq!(child.line.read().unwrap(), 1);
     assert_eq!(child.device.lock().unwrap().features, F_VERSION_1 | OFFERED);
@@ -448,16 +491,36 @@ fn a_state_of_another_device_is_refused() {
     let refused = |change: &dyn Fn(&mut TransportState)| {
         let mut state = state.clone();
         change(&mut state);
-        restore(&machine, &state).err().map(|error| error.to_string())
+        restore(&machine, &state)
+            .err()
+            .map(|error| error.to_string())
     };
     assert_eq!(refused(&|_| ()), None);
     for (change, message) in [
-        (&(|state: &mut TransportState| state.device_type = 1) as &dyn Fn(&mut _), "type 1"),
-        (&|state: &mut TransportState| state.driver_features |= 1 << 40, "features"),
-        (&|state: &mut TransportState| state.queues.truncate(1), "queues"),
-        (&|state: &mut TransportState| state.queues[0].max_size = 16, "queues"),
-        (&|state: &mut TransportState| state.queues[0].used_ring = 0x20000, "queues"),
-        (&|state: &mut TransportState| state.queues[0].size = 5, "virtqueue"),
+        (
+            &(|state: &mut TransportState| state.device_type = 1) as &dyn Fn(&mut _),
+            "type 1",
+        ),
+        (
+            &|state: &mut TransportState| state.driver_features |= 1 << 40,
+            "features",
+        ),
+        (
+            &|state: &mut TransportState| state.queues.truncate(1),
+            "queues",
+        ),
+        (
+            &|state: &mut TransportState| state.queues[0].max_size = 16,
+            "queues",
+        ),
+        (
+            &|state: &mut TransportState| state.queues[0].used_ring = 0x20000,
+            "queues",
+        ),
+        (
+            &|state: &mut TransportState| state.queues[0].size = 5,
+            "virtqueue",
+        ),
     ] {
         let error = refused(change).unwrap();
         assert!(error.contains(message), "{error}");
