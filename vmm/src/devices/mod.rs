@@ -9,6 +9,9 @@ pub mod rng;
 pub mod virtio;
 pub mod vsock;
 
+#[cfg(test)]
+mod tests;
+
 use std::convert::Infallible;
 use std::fs::File;
 use std::io;
