@@ -53,7 +53,13 @@ pub(crate) fn bring_up() -> Result<(), serve::Error> {
 /// Only returns if it fails.
 fn leave_initramfs() -> Error {
     let prepare = || -> Result<(), Error> {
-        mounts::mount_on("/newroot", "tmpfs", "root", MsFlags::MS_NODEV, Some("mode=755"))?;
+        mounts::mount_on(
+            "/newroot",
+            "tmpfs",
+            "root",
+            MsFlags::MS_NODEV,
+            Some("mode=755"),
+        )?;
         mounts::make_folder("/newroot/sbin")?;
         let copy = format!("/newroot{AGENT}");
         fs::copy("/init", &copy).map_err(Error::Copy)?;
@@ -66,7 +72,9 @@ fn leave_initramfs() -> Error {
         return error;
     }
     let error = std::os::unix::process::CommandExt::exec(
-        std::process::Command::new(AGENT).env_clear().env(SWITCHED, "1"),
+        std::process::Command::new(AGENT)
+            .env_clear()
+            .env(SWITCHED, "1"),
     );
     Error::Execute(error)
 }
@@ -91,10 +99,15 @@ fn raise_limits() -> Result<(), Error> {
 pub(crate) fn loopback_up() -> nix::Result<()> {
     nix::ioctl_write_ptr_bad!(set_interface_flags, libc::SIOCSIFFLAGS, libc::ifreq);
 
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     let mut name = [0; libc::IFNAMSIZ];
-    for (to, from) in name.iter_mut().zip(b"lo") {
-        *to = from.cast_signed();
+    for (to, from) in name.iter_mut().zip(c"lo".to_bytes()) {
+        *to = libc::c_char::from_ne_bytes([*from]);
     }
     let flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(i16::MAX);
     let request = libc::ifreq {

@@ -20,11 +20,19 @@ const CONTAINERS: &str = "/forkvm";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("cgroup: cannot {what} {path}: {source}")]
-    File { what: &'static str, path: PathBuf, source: io::Error },
+    File {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::File { what, path: path.to_owned(), source }
+    move |source| Error::File {
+        what,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Moves the agent into a leaf of its own and hands every controller down to the containers: a
@@ -57,7 +65,9 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// The cgroup of the container `id`, which must be a plain file name.
     pub(crate) fn of(id: &str) -> Self {
-        Self { folder: PathBuf::from(format!("{ROOT}{CONTAINERS}/{id}")) }
+        Self {
+            folder: PathBuf::from(format!("{ROOT}{CONTAINERS}/{id}")),
+        }
     }
 
     /// Its path from the root of the tree, as `linux.cgroupsPath` names it.
@@ -112,8 +122,8 @@ impl Cgroup {
         let path = self.folder.join("cgroup.events");
         let events: OwnedFd = fs::File::open(&path).map_err(failed("open", &path))?.into();
         // A change of the file is reported as POLLPRI until it is read again.
-        let events = channel::register(events, Interest::PRIORITY)
-            .map_err(failed("watch", &path))?;
+        let events =
+            channel::register(events, Interest::PRIORITY).map_err(failed("watch", &path))?;
         loop {
             let mut text = [0; 256];
             let length = rustix::io::pread(events.get_ref().as_fd(), &mut text, 0)
@@ -131,7 +141,9 @@ impl Cgroup {
 }
 
 fn populated(events: &[u8]) -> bool {
-    String::from_utf8_lossy(events).lines().any(|line| line == "populated 1")
+    String::from_utf8_lossy(events)
+        .lines()
+        .any(|line| line == "populated 1")
 }
 
 fn below(folder: &Path) -> Vec<PathBuf> {

@@ -36,7 +36,9 @@ impl Channel {
             rustix::fs::OFlags::WRONLY => Interest::WRITABLE,
             _ => Interest::READABLE | Interest::WRITABLE,
         };
-        Ok(Self { fd: register(fd, interest)? })
+        Ok(Self {
+            fd: register(fd, interest)?,
+        })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {

@@ -3,10 +3,7 @@
 use std::{
     io,
     mem::MaybeUninit,
-    os::{
-        fd::OwnedFd,
-        unix::net::UnixListener,
-    },
+    os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
 };
 
@@ -68,5 +65,9 @@ pub(crate) fn give_to(master: &OwnedFd, uid: u32) -> io::Result<()> {
         | rustix::pty::OpenptFlags::NOCTTY
         | rustix::pty::OpenptFlags::CLOEXEC;
     let slave = rustix::pty::ioctl_tiocgptpeer(master, flags)?;
-    Ok(rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(uid)), None)?)
+    Ok(rustix::fs::fchown(
+        &slave,
+        Some(rustix::fs::Uid::from_raw(uid)),
+        None,
+    )?)
 }

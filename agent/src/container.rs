@@ -31,8 +31,10 @@ const STATE: &str = "/run/forkvm/containers";
 
 /// What the executor of an exec needs for its last steps, with the names by which it drops it again:
 /// loading a seccomp filter, giving the terminal away.
-const BORROWED: [(Capability, &str); 2] =
-    [(Capability::SysAdmin, "CAP_SYS_ADMIN"), (Capability::Chown, "CAP_CHOWN")];
+const BORROWED: [(Capability, &str); 2] = [
+    (Capability::SysAdmin, "CAP_SYS_ADMIN"),
+    (Capability::Chown, "CAP_CHOWN"),
+];
 
 /// Why something cannot be done with a container.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +102,9 @@ async fn clean_up(id: &str) -> Result<(), Error> {
     Cgroup::of(id).remove().await?;
     for folder in [Path::new(STATE).join(id), bundle(id)] {
         match fs::remove_dir_all(folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::Files(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::Files(error));
+            }
             _ => {}
         }
     }
@@ -147,8 +151,16 @@ impl Container {
             .save(bundle.join("config.json"))
             .map_err(|error| Error::Files(io::Error::other(error)))?;
 
-        let (launched, ends) =
-            run(reaper, id, wanted, connections, prepared.owner, "init", None).await?;
+        let (launched, ends) = run(
+            reaper,
+            id,
+            wanted,
+            connections,
+            prepared.owner,
+            "init",
+            None,
+        )
+        .await?;
         let cgroup = Cgroup::of(id);
         let at_end = {
             let cgroup = cgroup.clone();
@@ -181,7 +193,10 @@ impl Container {
     }
 
     fn wrong_state(&self, state: &'static str) -> Error {
-        Error::State { id: self.id.clone(), state }
+        Error::State {
+            id: self.id.clone(),
+            state,
+        }
     }
 
     pub(crate) fn init_pid(&self) -> u32 {
@@ -272,9 +287,20 @@ impl Container {
         let file = bundle(&self.id).join(format!("{name}.json"));
         let json = serde_json::to_vec(&process).map_err(|error| Error::Files(error.into()))?;
         fs::write(&file, json).map_err(Error::Files)?;
-        let exec = report::Exec { process: file.clone(), borrowed };
-        let outcome =
-            run(reaper, &self.id, wanted, connections, owner, &name, Some(exec)).await;
+        let exec = report::Exec {
+            process: file.clone(),
+            borrowed,
+        };
+        let outcome = run(
+            reaper,
+            &self.id,
+            wanted,
+            connections,
+            owner,
+            &name,
+            Some(exec),
+        )
+        .await;
         fs::remove_file(&file).map_err(Error::Files)?;
         let (launched, ends) = outcome?;
         Ok(Process::watch(launched.pid, launched.ended, ends, || ()))
@@ -317,7 +343,10 @@ impl Container {
         let name = |pid: u32| {
             execs
                 .iter()
-                .find(|(_, exec)| exec.as_ref().is_some_and(|exec| exec.pid() == pid && !exec.has_ended()))
+                .find(|(_, exec)| {
+                    exec.as_ref()
+                        .is_some_and(|exec| exec.pid() == pid && !exec.has_ended())
+                })
                 .map(|(id, _)| id.clone())
                 .unwrap_or_default()
         };
@@ -372,7 +401,8 @@ async fn run(
         let launched = launch::launch(reaper, request, Some(process_ends)).await?;
         return Ok((launched, agent_ends));
     }
-    let socket = ConsoleSocket::bind(bundle(id).join(format!("{name}.sock"))).map_err(Error::Console)?;
+    let socket =
+        ConsoleSocket::bind(bundle(id).join(format!("{name}.sock"))).map_err(Error::Console)?;
     request.console = Some(socket.path().to_owned());
     let of_init = request.exec.is_none();
     let launched = launch::launch(reaper, request, None).await?;

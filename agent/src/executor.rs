@@ -67,22 +67,30 @@ impl Executor for GuestExecutor {
 impl GuestExecutor {
     /// What libcontainer leaves undone.
     fn finish(&self, spec: &Spec) -> Result<(), String> {
-        reopen_null().map_err(|error| format!("cannot open /dev/null in the container: {error}"))?;
+        reopen_null()
+            .map_err(|error| format!("cannot open /dev/null in the container: {error}"))?;
         if let Some((rows, columns)) = self.window {
-            let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+            let size = rustix::termios::Winsize {
+                ws_row: rows,
+                ws_col: columns,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
             // Without a terminal there is no window.
             let _ = rustix::termios::tcsetwinsize(io::stdin(), size);
         }
         if self.exec {
-            own_terminal(spec).map_err(|error| format!("cannot give the terminal to the user: {error}"))?;
+            own_terminal(spec)
+                .map_err(|error| format!("cannot give the terminal to the user: {error}"))?;
         }
         if let Some(seccomp) = &self.seccomp {
             libcontainer::seccomp::initialize_seccomp(seccomp)
                 .map_err(|error| format!("cannot load the seccomp filter: {error}"))?;
         }
         for name in &self.borrowed {
-            let capability: Capability =
-                name.parse().map_err(|_| format!("{name} is not a capability"))?;
+            let capability: Capability = name
+                .parse()
+                .map_err(|_| format!("{name} is not a capability"))?;
             for set in [CapSet::Effective, CapSet::Permitted] {
                 caps::drop(None, set, capability)
                     .map_err(|error| format!("cannot drop {name}: {error}"))?;
@@ -97,11 +105,19 @@ fn tell(error: &str) {
     // SAFETY: the descriptor was opened before libcontainer forked us, is closed by exec alone, and
     // is only sent on.
     let socket = unsafe { BorrowedFd::borrow_raw(SOCKET) };
-    report::send(socket, &Report::Failed { error: error.to_owned() });
+    report::send(
+        socket,
+        &Report::Failed {
+            error: error.to_owned(),
+        },
+    );
 }
 
 fn arguments(spec: &Spec) -> Vec<String> {
-    spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default()
+    spec.process()
+        .as_ref()
+        .and_then(|process| process.args().clone())
+        .unwrap_or_default()
 }
 
 fn path_variable(spec: &Spec) -> &str {
@@ -122,9 +138,9 @@ fn find_program(arguments: &[String], path: &str) -> Result<PathBuf, String> {
         let program = PathBuf::from(name);
         return match executable(&program) {
             Ok(()) => Ok(program),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(format!("exec: {name:?}: stat {name}: no such file or directory"))
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
+                "exec: {name:?}: stat {name}: no such file or directory"
+            )),
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
                 Err(format!("exec: {name:?}: is a directory"))
             }
@@ -150,15 +166,20 @@ fn executable(program: &Path) -> io::Result<()> {
 fn execute(program: &Path, arguments: &[String]) -> io::Error {
     let c_string = |bytes: &[u8]| CString::new(bytes);
     let program = c_string(program.as_os_str().as_bytes());
-    let arguments: Result<Vec<_>, _> =
-        arguments.iter().map(|argument| c_string(argument.as_bytes())).collect();
+    let arguments: Result<Vec<_>, _> = arguments
+        .iter()
+        .map(|argument| c_string(argument.as_bytes()))
+        .collect();
     match (program, arguments) {
         // The environment is this process's own, as libcontainer has set it.
         (Ok(program), Ok(arguments)) => match nix::unistd::execv(&program, &arguments) {
             Err(error) => error.into(),
             Ok(never) => match never {},
         },
-        _ => io::Error::new(io::ErrorKind::InvalidInput, "an argument contains a NUL byte"),
+        _ => io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "an argument contains a NUL byte",
+        ),
     }
 }
 
@@ -234,8 +255,16 @@ mod tests {
             find("/no/such", &path).unwrap_err(),
             "exec: \"/no/such\": stat /no/such: no such file or directory"
         );
-        assert!(find(plain.to_str().unwrap(), "").unwrap_err().ends_with("permission denied"));
-        assert!(find(folder.path().to_str().unwrap(), "").unwrap_err().ends_with("is a directory"));
+        assert!(
+            find(plain.to_str().unwrap(), "")
+                .unwrap_err()
+                .ends_with("permission denied")
+        );
+        assert!(
+            find(folder.path().to_str().unwrap(), "")
+                .unwrap_err()
+                .ends_with("is a directory")
+        );
         assert!(find_program(&[], &path).is_err());
         assert!(find("", &path).is_err());
     }

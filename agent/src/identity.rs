@@ -3,11 +3,7 @@
 //! Applied in full or not at all: the first row that fails is named, and the agent keeps refusing
 //! every other request.
 
-use std::{
-    fs, io,
-    os::fd::AsRawFd,
-    path::Path,
-};
+use std::{fs, io, os::fd::AsRawFd, path::Path};
 
 use forkvm_api::agent::Identity;
 use nix::{
@@ -34,15 +30,24 @@ pub(crate) enum Error {
     #[error("identity: {row}: {reason}")]
     Invalid { row: &'static str, reason: String },
     #[error("identity: {row}: {source}")]
-    Apply { row: &'static str, source: io::Error },
+    Apply {
+        row: &'static str,
+        source: io::Error,
+    },
 }
 
 fn invalid(row: &'static str, reason: impl Into<String>) -> Error {
-    Error::Invalid { row, reason: reason.into() }
+    Error::Invalid {
+        row,
+        reason: reason.into(),
+    }
 }
 
 fn apply_failed<E: Into<io::Error>>(row: &'static str) -> impl FnOnce(E) -> Error {
-    move |source| Error::Apply { row, source: source.into() }
+    move |source| Error::Apply {
+        row,
+        source: source.into(),
+    }
 }
 
 /// Whether the identity may step the machine's clock. Tests on a machine that others use must not.
@@ -75,24 +80,51 @@ pub(crate) fn apply(identity: &Identity, clock: Clock) -> Result<(), Error> {
 fn check(identity: &Identity) -> Result<(), Error> {
     if identity.entropy.len() < ENTROPY {
         let length = identity.entropy.len();
-        return Err(invalid("entropy", format!("{length} bytes, at least {ENTROPY} are needed")));
+        return Err(invalid(
+            "entropy",
+            format!("{length} bytes, at least {ENTROPY} are needed"),
+        ));
     }
     if identity.entropy.len() > ENTROPY_LIMIT {
         let length = identity.entropy.len();
-        return Err(invalid("entropy", format!("{length} bytes, at most {ENTROPY_LIMIT} are taken")));
+        return Err(invalid(
+            "entropy",
+            format!("{length} bytes, at most {ENTROPY_LIMIT} are taken"),
+        ));
     }
     if identity.realtime_ns <= 0 {
-        return Err(invalid("realtime", format!("{} is not a time after 1970", identity.realtime_ns)));
+        return Err(invalid(
+            "realtime",
+            format!("{} is not a time after 1970", identity.realtime_ns),
+        ));
     }
     // HOST_NAME_MAX of Linux is 64.
-    if identity.hostname.is_empty() || identity.hostname.len() > 64 || identity.hostname.contains(['\0', '\n']) {
-        return Err(invalid("hostname", format!("{:?} is not a host name of 1 to 64 bytes", identity.hostname)));
+    if identity.hostname.is_empty()
+        || identity.hostname.len() > 64
+        || identity.hostname.contains(['\0', '\n'])
+    {
+        return Err(invalid(
+            "hostname",
+            format!(
+                "{:?} is not a host name of 1 to 64 bytes",
+                identity.hostname
+            ),
+        ));
     }
     if identity.machine_id.len() != 32 || !identity.machine_id.bytes().all(is_lower_hex) {
-        return Err(invalid("machine_id", format!("{:?} is not 32 lower-case hexadecimal digits", identity.machine_id)));
+        return Err(invalid(
+            "machine_id",
+            format!(
+                "{:?} is not 32 lower-case hexadecimal digits",
+                identity.machine_id
+            ),
+        ));
     }
     if !is_uuid(&identity.boot_id) {
-        return Err(invalid("boot_id", format!("{:?} is not a UUID", identity.boot_id)));
+        return Err(invalid(
+            "boot_id",
+            format!("{:?} is not a UUID", identity.boot_id),
+        ));
     }
     Ok(())
 }
@@ -122,12 +154,20 @@ fn add_entropy(entropy: &[u8]) -> nix::Result<()> {
         buf: [u8; ENTROPY_LIMIT],
     }
     // linux/random.h: RNDADDENTROPY is _IOW('R', 3, int [2]), RNDRESEEDCRNG is _IO('R', 7).
-    nix::ioctl_write_ptr_bad!(rnd_add_entropy, nix::request_code_write!(b'R', 0x03, 8), PoolInfo);
+    nix::ioctl_write_ptr_bad!(
+        rnd_add_entropy,
+        nix::request_code_write!(b'R', 0x03, 8),
+        PoolInfo
+    );
     nix::ioctl_none!(rnd_reseed_crng, b'R', 0x07);
 
     let length = entropy.len().min(ENTROPY_LIMIT);
     let bytes = libc::c_int::try_from(length).unwrap_or_default();
-    let mut info = PoolInfo { entropy_count: bytes * 8, buf_size: bytes, buf: [0; ENTROPY_LIMIT] };
+    let mut info = PoolInfo {
+        entropy_count: bytes * 8,
+        buf_size: bytes,
+        buf: [0; ENTROPY_LIMIT],
+    };
     info.buf[..length].copy_from_slice(&entropy[..length]);
     let random = fs::OpenOptions::new()
         .write(true)
@@ -148,8 +188,12 @@ fn replace_boot_id(boot_id: &str) -> io::Result<()> {
     fs::write(BOOT_ID, format!("{boot_id}\n"))?;
     let none = None::<&str>;
     mount(Some(BOOT_ID), KERNEL_BOOT_ID, none, MsFlags::MS_BIND, none)?;
-    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY
-        | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let read_only = MsFlags::MS_BIND
+        | MsFlags::MS_REMOUNT
+        | MsFlags::MS_RDONLY
+        | MsFlags::MS_NOSUID
+        | MsFlags::MS_NODEV
+        | MsFlags::MS_NOEXEC;
     mount(none, KERNEL_BOOT_ID, none, read_only, none)?;
     Ok(())
 }
@@ -176,21 +220,29 @@ mod tests {
 
     #[test]
     fn each_wrong_row_is_refused_by_name() {
-        let cases: [(&str, fn(&mut Identity)); 8] = [
+        type Spoil = fn(&mut Identity);
+        let cases: [(&str, Spoil); 8] = [
             ("entropy", |identity| identity.entropy = vec![7; 31]),
             ("entropy", |identity| identity.entropy = vec![7; 513]),
             ("realtime", |identity| identity.realtime_ns = 0),
             ("hostname", |identity| identity.hostname = String::new()),
             ("hostname", |identity| identity.hostname = "x".repeat(65)),
-            ("machine_id", |identity| identity.machine_id = "0123".to_owned()),
-            ("machine_id", |identity| identity.machine_id = "X".repeat(32)),
+            ("machine_id", |identity| {
+                identity.machine_id = "0123".to_owned()
+            }),
+            ("machine_id", |identity| {
+                identity.machine_id = "X".repeat(32)
+            }),
             ("boot_id", |identity| identity.boot_id = "0123".to_owned()),
         ];
         for (row, spoil) in cases {
             let mut identity = good();
             spoil(&mut identity);
             let message = check(&identity).unwrap_err().to_string();
-            assert!(message.starts_with(&format!("identity: {row}: ")), "{message}");
+            assert!(
+                message.starts_with(&format!("identity: {row}: ")),
+                "{message}"
+            );
         }
     }
 }

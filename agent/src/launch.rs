@@ -67,7 +67,11 @@ pub(crate) async fn launch(
     let worker = spawn(&request, fds).map_err(Error::Spawn)?;
     let mut worker_ended = reaper.claim(worker);
     let socket = channel::register(ours, Interest::READABLE).map_err(Error::Hear)?;
-    let mut reports = Reports { socket, first_error: None, failure: None };
+    let mut reports = Reports {
+        socket,
+        first_error: None,
+        failure: None,
+    };
     let mut silent = false;
     loop {
         // What the worker said before its end is in the socket when its end is seen.
@@ -76,7 +80,11 @@ pub(crate) async fn launch(
             match report::try_receive(reports.socket.get_ref()) {
                 Ok(Some(report)) => {
                     if let Some(pid) = reports.hear(report) {
-                        return Ok(Launched { pid, ended: reaper.claim(pid), reports });
+                        return Ok(Launched {
+                            pid,
+                            ended: reaper.claim(pid),
+                            reports,
+                        });
                     }
                 }
                 Ok(None) => break,
@@ -104,7 +112,10 @@ fn spawn(request: &Request, fds: Vec<OwnedFd>) -> io::Result<u32> {
     let mappings = fds
         .into_iter()
         .zip(worker::SOCKET..)
-        .map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd })
+        .map(|(parent_fd, child_fd)| FdMapping {
+            parent_fd,
+            child_fd,
+        })
         .collect();
     let child = Command::new("/proc/self/exe")
         .arg0("forkvm-agent")
@@ -132,7 +143,11 @@ impl Reports {
                 self.failure.get_or_insert(error);
             }
             Report::Log { level, text } => {
-                let level = if level <= 1 { log::Level::Error } else { log::Level::Warn };
+                let level = if level <= 1 {
+                    log::Level::Error
+                } else {
+                    log::Level::Warn
+                };
                 if level == log::Level::Error {
                     self.first_error.get_or_insert_with(|| text.clone());
                 }
@@ -161,7 +176,12 @@ impl Reports {
                 Ok(Some(report)) => {
                     self.hear(report);
                 }
-                Ok(None) => self.socket.readable().await.map_err(Error::Hear)?.clear_ready(),
+                Ok(None) => self
+                    .socket
+                    .readable()
+                    .await
+                    .map_err(Error::Hear)?
+                    .clear_ready(),
                 // The last descriptor was closed, by the program's execution or by the end.
                 Err(_) => {
                     return match self.failure() {

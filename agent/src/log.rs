@@ -27,7 +27,11 @@ impl Log for Sink {
         // A log line that cannot be written has nowhere to be reported.
         let _ = match self {
             Sink::Kernel(kmsg) => {
-                let line = format!("<{}>forkvm-agent: {}\n", priority(record.level()), record.args());
+                let line = format!(
+                    "<{}>forkvm-agent: {}\n",
+                    priority(record.level()),
+                    record.args()
+                );
                 (&mut &*kmsg).write(line.as_bytes()).map(|_| ())
             }
             Sink::Stderr => {
@@ -73,7 +77,9 @@ pub(crate) fn to_kernel() {
 
 /// Logs to standard error from now on; `FORKVM_LOG` sets the level.
 pub(crate) fn to_stderr() {
-    let level = std::env::var("FORKVM_LOG").ok().and_then(|level| level.parse().ok());
+    let level = std::env::var("FORKVM_LOG")
+        .ok()
+        .and_then(|level| level.parse().ok());
     install(Sink::Stderr, level.unwrap_or(LevelFilter::Info));
 }
 
@@ -93,7 +99,10 @@ mod tests {
 
     #[test]
     fn the_last_level_on_the_command_line_counts() {
-        assert_eq!(level("console=hvc0 forkvm.log=debug quiet"), LevelFilter::Debug);
+        assert_eq!(
+            level("console=hvc0 forkvm.log=debug quiet"),
+            LevelFilter::Debug
+        );
         assert_eq!(level("forkvm.log=debug forkvm.log=warn"), LevelFilter::Warn);
         assert_eq!(level("forkvm.log=loud"), LevelFilter::Info);
         assert_eq!(level(""), LevelFilter::Info);

@@ -13,7 +13,11 @@ pub(crate) enum Error {
     #[error("cannot make {path}: {source}")]
     Folder { path: String, source: io::Error },
     #[error("cannot mount {kind} on {path}: {source}")]
-    Mount { kind: String, path: String, source: nix::Error },
+    Mount {
+        kind: String,
+        path: String,
+        source: nix::Error,
+    },
     #[error("cannot make the tmpfs the root: {0}")]
     SwitchRoot(nix::Error),
 }
@@ -36,7 +40,10 @@ pub(crate) fn mount_on(
 
 /// Makes a folder and those above it.
 pub(crate) fn make_folder(path: &str) -> Result<(), Error> {
-    fs::create_dir_all(path).map_err(|source| Error::Folder { path: path.to_owned(), source })
+    fs::create_dir_all(path).map_err(|source| Error::Folder {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Makes the file system mounted on `new_root` the root of this mount namespace, the way
@@ -53,18 +60,50 @@ pub(crate) fn switch_root(new_root: &Path) -> Result<(), Error> {
     chdir("/").map_err(Error::SwitchRoot)
 }
 
-const PLAIN: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+const PLAIN: MsFlags = MsFlags::MS_NOSUID
+    .union(MsFlags::MS_NODEV)
+    .union(MsFlags::MS_NOEXEC);
 
 /// Mounts the kernel's file systems, /run and the cgroup tree.
 pub(crate) fn kernel_file_systems() -> Result<(), Error> {
     mount_on("/proc", "proc", "proc", PLAIN, None)?;
     mount_on("/sys", "sysfs", "sysfs", PLAIN, None)?;
-    mount_on("/sys/fs/cgroup", "cgroup2", "cgroup2", PLAIN, Some("nsdelegate"))?;
-    mount_on("/dev", "devtmpfs", "devtmpfs", MsFlags::MS_NOSUID, Some("mode=755"))?;
-    mount_on("/dev/pts", "devpts", "devpts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, Some("mode=620,gid=5,ptmxmode=666"))?;
-    mount_on("/dev/shm", "tmpfs", "shm", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=1777"))?;
+    mount_on(
+        "/sys/fs/cgroup",
+        "cgroup2",
+        "cgroup2",
+        PLAIN,
+        Some("nsdelegate"),
+    )?;
+    mount_on(
+        "/dev",
+        "devtmpfs",
+        "devtmpfs",
+        MsFlags::MS_NOSUID,
+        Some("mode=755"),
+    )?;
+    mount_on(
+        "/dev/pts",
+        "devpts",
+        "devpts",
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+        Some("mode=620,gid=5,ptmxmode=666"),
+    )?;
+    mount_on(
+        "/dev/shm",
+        "tmpfs",
+        "shm",
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some("mode=1777"),
+    )?;
     mount_on("/dev/mqueue", "mqueue", "mqueue", PLAIN, None)?;
-    mount_on("/run", "tmpfs", "run", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))?;
+    mount_on(
+        "/run",
+        "tmpfs",
+        "run",
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some("mode=755"),
+    )?;
     for folder in ["/tmp", "/etc"] {
         make_folder(folder)?;
     }

@@ -21,7 +21,11 @@ pub(crate) enum Error {
     #[error("{0} is not a signal")]
     NoSignal(u32),
     #[error("cannot send signal {signal} to process {pid}: {source}")]
-    Signal { pid: u32, signal: u32, source: Errno },
+    Signal {
+        pid: u32,
+        signal: u32,
+        source: Errno,
+    },
     #[error("process {0} has no terminal")]
     NoTerminal(u32),
     #[error("cannot set the window's size: {0}")]
@@ -63,11 +67,19 @@ impl Process {
                 at_end();
                 pumps.deliver().await;
                 // The master is closed with it: what still runs on the terminal is hung up.
-                terminal.lock().unwrap_or_else(PoisonError::into_inner).take();
+                terminal
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take();
                 finish.send_replace(exit);
             }
         });
-        Self { pid, ended, finished, terminal }
+        Self {
+            pid,
+            ended,
+            finished,
+            terminal,
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -105,15 +117,24 @@ impl Process {
 /// Sends a signal by its number: real-time signals, which have no name, too.
 pub(crate) fn send_signal(pid: u32, number: u32) -> Result<(), Error> {
     // 64 is the last real-time signal of Linux.
-    let signal = i32::try_from(number).ok().filter(|signal| (0..=64).contains(signal));
+    let signal = i32::try_from(number)
+        .ok()
+        .filter(|signal| (0..=64).contains(signal));
     let signal = signal.ok_or(Error::NoSignal(number))?;
-    let target = i32::try_from(pid).ok().filter(|pid| *pid > 1).ok_or(Error::Ended(pid))?;
+    let target = i32::try_from(pid)
+        .ok()
+        .filter(|pid| *pid > 1)
+        .ok_or(Error::Ended(pid))?;
     // SAFETY: kill touches no memory; `target` is one process, never a group or every process.
     let sent = unsafe { libc::kill(Pid::from_raw(target).as_raw(), signal) };
     match Errno::result(sent) {
         Ok(_) => Ok(()),
         Err(Errno::ESRCH) => Err(Error::Ended(pid)),
-        Err(source) => Err(Error::Signal { pid, signal: number, source }),
+        Err(source) => Err(Error::Signal {
+            pid,
+            signal: number,
+            source,
+        }),
     }
 }
 

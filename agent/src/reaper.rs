@@ -72,7 +72,9 @@ impl Reaper {
     /// To be held from before a worker starts until what it made has been claimed.
     pub(crate) fn worker_at_work(&self) -> WorkerAtWork {
         self.state().workers += 1;
-        WorkerAtWork { reaper: self.clone() }
+        WorkerAtWork {
+            reaper: self.clone(),
+        }
     }
 
     /// Asks to be told of the end of `pid`, a child of this process that has not been reaped or was
@@ -109,7 +111,13 @@ impl Reaper {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(status) => match exit_of(status) {
-                    Some((pid, status)) => self.ended(pid, Exit { status, at: SystemTime::now() }),
+                    Some((pid, status)) => self.ended(
+                        pid,
+                        Exit {
+                            status,
+                            at: SystemTime::now(),
+                        },
+                    ),
                     None if status == WaitStatus::StillAlive => return,
                     None => {}
                 },
@@ -138,7 +146,10 @@ fn exit_of(status: WaitStatus) -> Option<(u32, u32)> {
         WaitStatus::Signaled(pid, signal, _) => (pid, 128 + signal as i32),
         _ => return None,
     };
-    Some((u32::try_from(pid.as_raw()).ok()?, u32::try_from(status).ok()?))
+    Some((
+        u32::try_from(pid.as_raw()).ok()?,
+        u32::try_from(status).ok()?,
+    ))
 }
 
 #[cfg(test)]
@@ -148,7 +159,10 @@ mod tests {
     use super::*;
 
     fn exit(status: u32) -> Exit {
-        Exit { status, at: SystemTime::UNIX_EPOCH }
+        Exit {
+            status,
+            at: SystemTime::UNIX_EPOCH,
+        }
     }
 
     #[test]
@@ -201,7 +215,10 @@ mod tests {
     fn a_signal_is_128_and_its_number() {
         let pid = Pid::from_raw(5);
         assert_eq!(exit_of(WaitStatus::Exited(pid, 3)), Some((5, 3)));
-        assert_eq!(exit_of(WaitStatus::Signaled(pid, Signal::SIGKILL, false)), Some((5, 137)));
+        assert_eq!(
+            exit_of(WaitStatus::Signaled(pid, Signal::SIGKILL, false)),
+            Some((5, 137))
+        );
         assert_eq!(exit_of(WaitStatus::StillAlive), None);
     }
 }

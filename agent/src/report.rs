@@ -54,7 +54,12 @@ pub(crate) enum Report {
 
 /// A pair of connected sockets, both closed on exec.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 /// Sends a report; waits if the other side is behind.
@@ -63,7 +68,10 @@ pub(crate) fn send(socket: impl AsFd, report: &Report) {
     if packet.len() > PACKET {
         let cut = |text: &str| text.chars().take(PACKET / 16).collect::<String>();
         let shorter = match report {
-            Report::Log { level, text } => Report::Log { level: *level, text: cut(text) },
+            Report::Log { level, text } => Report::Log {
+                level: *level,
+                text: cut(text),
+            },
             Report::Failed { error } => Report::Failed { error: cut(error) },
             Report::Made { pid } => Report::Made { pid: *pid },
         };
@@ -110,6 +118,9 @@ mod tests {
         let (ours, theirs) = pair().unwrap();
         assert_eq!(try_receive(&theirs).unwrap(), None);
         drop(ours);
-        assert_eq!(try_receive(&theirs).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            try_receive(&theirs).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
     }
 }

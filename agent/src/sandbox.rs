@@ -74,13 +74,18 @@ impl Sandbox {
     }
 
     fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Slot>> {
-        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Applies an identity; answers how long it took.
     pub(crate) fn identify(&self, identity: &Identity) -> Result<Duration, Error> {
         // Held throughout: a second request must not find half an identity.
-        let mut identified = self.identified.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut identified = self
+            .identified
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if *identified {
             return Err(Error::SecondIdentity);
         }
@@ -91,14 +96,25 @@ impl Sandbox {
     }
 
     fn require_identity(&self) -> Result<(), Error> {
-        let identified = *self.identified.lock().unwrap_or_else(PoisonError::into_inner);
-        if identified { Ok(()) } else { Err(Error::NoIdentity) }
+        let identified = *self
+            .identified
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if identified {
+            Ok(())
+        } else {
+            Err(Error::NoIdentity)
+        }
     }
 
     fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
         self.require_identity()?;
         let containers = self.containers();
-        containers.get(id).cloned().flatten().ok_or_else(|| Error::NoContainer(id.to_owned()))
+        containers
+            .get(id)
+            .cloned()
+            .flatten()
+            .ok_or_else(|| Error::NoContainer(id.to_owned()))
     }
 
     pub(crate) async fn create(&self, request: &CreateRequest) -> Result<Created, Error> {
@@ -119,8 +135,13 @@ impl Sandbox {
         match Container::create(request, &self.reaper, &self.streams).await {
             Ok(container) => {
                 let pid = container.init_pid();
-                self.containers().insert(id.clone(), Some(Arc::new(container)));
-                Ok(Created { pid, identity, create: start.elapsed() })
+                self.containers()
+                    .insert(id.clone(), Some(Arc::new(container)));
+                Ok(Created {
+                    pid,
+                    identity,
+                    create: start.elapsed(),
+                })
             }
             Err(error) => {
                 self.containers().remove(id);
@@ -160,7 +181,13 @@ impl Sandbox {
         Ok(self.process(id, exec_id)?.signal(signal)?)
     }
 
-    pub(crate) fn resize(&self, id: &str, exec_id: &str, rows: u16, columns: u16) -> Result<(), Error> {
+    pub(crate) fn resize(
+        &self,
+        id: &str,
+        exec_id: &str,
+        rows: u16,
+        columns: u16,
+    ) -> Result<(), Error> {
         Ok(self.process(id, exec_id)?.resize(rows, columns)?)
     }
 

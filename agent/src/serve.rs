@@ -47,12 +47,20 @@ pub(crate) enum Error {
 
 /// Serves on vsock, as PID 1 of a guest. Only returns if it fails.
 pub(crate) fn vsock() -> Result<(), Error> {
-    let api = listen_on(&VsockAddr::new(libc::VMADDR_CID_ANY, AGENT_PORT), "vsock port 1024")?;
-    let streams = listen_on(&VsockAddr::new(libc::VMADDR_CID_ANY, STREAM_PORT), "vsock port 1025")?;
+    let api = listen_on(
+        &VsockAddr::new(libc::VMADDR_CID_ANY, AGENT_PORT),
+        "vsock port 1024",
+    )?;
+    let streams = listen_on(
+        &VsockAddr::new(libc::VMADDR_CID_ANY, STREAM_PORT),
+        "vsock port 1025",
+    )?;
     log::info!("listening on vsock ports {AGENT_PORT} and {STREAM_PORT}");
     ready::announce()?;
     // SAFETY: the descriptor is a listening vsock socket that nothing else owns.
-    serve(streams, Clock::Step, |server| unsafe { server.add_vsock_listener(api.into_raw_fd()) })
+    serve(streams, Clock::Step, |server| unsafe {
+        server.add_vsock_listener(api.into_raw_fd())
+    })
 }
 
 /// Serves on Unix sockets in `folder`. Only returns if it fails.
@@ -63,14 +71,18 @@ pub(crate) fn unix(folder: &Path) -> Result<(), Error> {
     let listener = |name: &str| {
         let path = folder.join(name);
         let address = path.display().to_string();
-        let socket = UnixAddr::new(&path)
-            .map_err(|source| Error::Listen { address: address.clone(), source })?;
+        let socket = UnixAddr::new(&path).map_err(|source| Error::Listen {
+            address: address.clone(),
+            source,
+        })?;
         listen_on(&socket, &address)
     };
     let streams = listener("streams.sock")?;
     let api = listener("agent.sock")?;
     // SAFETY: the descriptor is a listening Unix socket that nothing else owns.
-    serve(streams, Clock::Keep, |server| unsafe { server.add_unix_listener(api.into_raw_fd()) })
+    serve(streams, Clock::Keep, |server| unsafe {
+        server.add_unix_listener(api.into_raw_fd())
+    })
 }
 
 fn listen_on(address: &dyn SockaddrLike, name: &str) -> Result<OwnedFd, Error> {
@@ -82,7 +94,10 @@ fn listen_on(address: &dyn SockaddrLike, name: &str) -> Result<OwnedFd, Error> {
         listen(&listener, Backlog::new(BACKLOG)?)?;
         Ok(listener)
     };
-    open().map_err(|source| Error::Listen { address: name.to_owned(), source })
+    open().map_err(|source| Error::Listen {
+        address: name.to_owned(),
+        source,
+    })
 }
 
 fn serve(
@@ -98,7 +113,9 @@ fn serve(
         let reaper = Reaper::default();
         let streams = Streams::default();
         let sandbox = Sandbox::new(clock, reaper.clone(), streams.clone());
-        let service = Arc::new(Service { sandbox: Arc::new(sandbox) });
+        let service = Arc::new(Service {
+            sandbox: Arc::new(sandbox),
+        });
         let server = listen(ttrpc::r#async::Server::new()).map_err(Error::Api)?;
         let mut server = server.register_service(agent_ttrpc::create_agent(service));
         server.start().await.map_err(Error::Api)?;

@@ -1,12 +1,19 @@
 //! The ttrpc service: each handler unpacks its request, calls the sandbox and packs the answer.
 
-use std::{sync::Arc, time::{Duration, SystemTime}};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use forkvm_api::{agent as api, agent_ttrpc};
 use ttrpc::{Code, r#async::TtrpcContext};
 
-use crate::{container, identity, launch, process, sandbox::{Error, Sandbox}, stdio};
+use crate::{
+    container, identity, launch, process,
+    sandbox::{Error, Sandbox},
+    stdio,
+};
 
 /// The service `forkvm.agent.v1.Agent`.
 pub(crate) struct Service {
@@ -39,7 +46,12 @@ fn container_code(error: &container::Error) -> Code {
         E::ExecInUserNamespace => Code::UNIMPLEMENTED,
         // libcontainer's refusal of a spec and its failure are one to us.
         E::Launch(launch::Error::Failed(_)) => Code::UNKNOWN,
-        E::Streams(_) | E::Launch(_) | E::Cgroup(_) | E::Process(_) | E::Files(_) | E::Start(_)
+        E::Streams(_)
+        | E::Launch(_)
+        | E::Cgroup(_)
+        | E::Process(_)
+        | E::Files(_)
+        | E::Start(_)
         | E::Console(_) => Code::INTERNAL,
     }
 }
@@ -54,7 +66,9 @@ fn nanoseconds(duration: Duration) -> u64 {
 }
 
 fn since_1970(time: SystemTime) -> i64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
@@ -71,7 +85,10 @@ impl agent_ttrpc::Agent for Service {
         request: api::IdentifyRequest,
     ) -> ttrpc::Result<api::IdentifyResponse> {
         let took = self.sandbox.identify(&request.identity).map_err(status)?;
-        Ok(api::IdentifyResponse { took_ns: nanoseconds(took), ..Default::default() })
+        Ok(api::IdentifyResponse {
+            took_ns: nanoseconds(took),
+            ..Default::default()
+        })
     }
 
     async fn create(
@@ -93,7 +110,10 @@ impl agent_ttrpc::Agent for Service {
         _: &TtrpcContext,
         request: api::StartRequest,
     ) -> ttrpc::Result<api::StartResponse> {
-        self.sandbox.start(&request.container_id).await.map_err(status)?;
+        self.sandbox
+            .start(&request.container_id)
+            .await
+            .map_err(status)?;
         Ok(api::StartResponse::default())
     }
 
@@ -103,7 +123,10 @@ impl agent_ttrpc::Agent for Service {
         request: api::ExecRequest,
     ) -> ttrpc::Result<api::ExecResponse> {
         let pid = self.sandbox.exec(&request).await.map_err(status)?;
-        Ok(api::ExecResponse { pid, ..Default::default() })
+        Ok(api::ExecResponse {
+            pid,
+            ..Default::default()
+        })
     }
 
     async fn wait(
@@ -111,8 +134,11 @@ impl agent_ttrpc::Agent for Service {
         _: &TtrpcContext,
         request: api::WaitRequest,
     ) -> ttrpc::Result<api::WaitResponse> {
-        let exit =
-            self.sandbox.wait(&request.container_id, &request.exec_id).await.map_err(status)?;
+        let exit = self
+            .sandbox
+            .wait(&request.container_id, &request.exec_id)
+            .await
+            .map_err(status)?;
         Ok(api::WaitResponse {
             exit_status: exit.status,
             exited_at_ns: since_1970(exit.at),
@@ -126,7 +152,12 @@ impl agent_ttrpc::Agent for Service {
         request: api::SignalRequest,
     ) -> ttrpc::Result<api::SignalResponse> {
         self.sandbox
-            .signal(&request.container_id, &request.exec_id, request.signal, request.all)
+            .signal(
+                &request.container_id,
+                &request.exec_id,
+                request.signal,
+                request.all,
+            )
             .map_err(status)?;
         Ok(api::SignalResponse::default())
     }
@@ -136,7 +167,10 @@ impl agent_ttrpc::Agent for Service {
         _: &TtrpcContext,
         request: api::DeleteRequest,
     ) -> ttrpc::Result<api::DeleteResponse> {
-        self.sandbox.delete(&request.container_id, &request.exec_id).await.map_err(status)?;
+        self.sandbox
+            .delete(&request.container_id, &request.exec_id)
+            .await
+            .map_err(status)?;
         Ok(api::DeleteResponse::default())
     }
 
@@ -145,12 +179,22 @@ impl agent_ttrpc::Agent for Service {
         _: &TtrpcContext,
         request: api::PidsRequest,
     ) -> ttrpc::Result<api::PidsResponse> {
-        let processes = self.sandbox.processes(&request.container_id).map_err(status)?;
+        let processes = self
+            .sandbox
+            .processes(&request.container_id)
+            .map_err(status)?;
         let processes = processes
             .into_iter()
-            .map(|(pid, exec_id)| api::pids_response::Process { pid, exec_id, ..Default::default() })
+            .map(|(pid, exec_id)| api::pids_response::Process {
+                pid,
+                exec_id,
+                ..Default::default()
+            })
             .collect();
-        Ok(api::PidsResponse { processes, ..Default::default() })
+        Ok(api::PidsResponse {
+            processes,
+            ..Default::default()
+        })
     }
 
     async fn resize_pty(

@@ -8,7 +8,8 @@ use std::{
 };
 
 use oci_spec::runtime::{
-    Capabilities, Capability, LinuxCapabilities, LinuxIdMapping, LinuxNamespaceType, Mount, Process, Spec,
+    Capabilities, Capability, LinuxCapabilities, LinuxIdMapping, LinuxNamespaceType, Mount,
+    Process, Spec,
 };
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
@@ -29,11 +30,17 @@ pub(crate) enum Error {
     #[error("root file system {0} is not there")]
     NoRoot(PathBuf),
     #[error("the source {source_path} of the mount on {destination} is not there")]
-    NoSource { source_path: PathBuf, destination: PathBuf },
+    NoSource {
+        source_path: PathBuf,
+        destination: PathBuf,
+    },
     #[error("{0} hooks cannot run in the guest")]
     Hooks(&'static str),
     #[error("the {kind} namespace {path} is not one of this guest")]
-    Namespace { kind: LinuxNamespaceType, path: PathBuf },
+    Namespace {
+        kind: LinuxNamespaceType,
+        path: PathBuf,
+    },
     #[error("the spec and the streams do not agree about a terminal")]
     Terminal,
     #[error("{0:?} is not a container id")]
@@ -68,15 +75,26 @@ pub(crate) fn check_id(id: &str) -> Result<(), Error> {
         && id.len() <= 128
         && id != "."
         && id != ".."
-        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte));
-    if plain { Ok(()) } else { Err(Error::ContainerId(id.to_owned())) }
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte));
+    if plain {
+        Ok(())
+    } else {
+        Err(Error::ContainerId(id.to_owned()))
+    }
 }
 
 /// Prepares a container's spec.
 pub(crate) fn prepare(json: &[u8], id: &str, terminal: bool) -> Result<Prepared, Error> {
     check_id(id)?;
     let mut spec: Spec = serde_json::from_slice(json).map_err(Error::Parse)?;
-    let root = spec.root().as_ref().ok_or(Error::Missing("root"))?.path().clone();
+    let root = spec
+        .root()
+        .as_ref()
+        .ok_or(Error::Missing("root"))?
+        .path()
+        .clone();
     if !root.is_dir() {
         return Err(Error::NoRoot(root));
     }
@@ -93,11 +111,18 @@ pub(crate) fn prepare(json: &[u8], id: &str, terminal: bool) -> Result<Prepared,
     linux.set_intel_rdt(None);
     for namespace in linux.namespaces().iter().flatten() {
         if let Some(path) = namespace.path() {
-            return Err(Error::Namespace { kind: namespace.typ(), path: path.clone() });
+            return Err(Error::Namespace {
+                kind: namespace.typ(),
+                path: path.clone(),
+            });
         }
     }
     let has = |kind: LinuxNamespaceType| {
-        linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == kind)
+        linux
+            .namespaces()
+            .iter()
+            .flatten()
+            .any(|namespace| namespace.typ() == kind)
     };
     let user_namespace = has(LinuxNamespaceType::User);
     // libcontainer refuses them with the machine's own network namespace. Here that is the
@@ -115,9 +140,17 @@ pub(crate) fn prepare(json: &[u8], id: &str, terminal: bool) -> Result<Prepared,
         });
     }
 
-    let process = spec.process_mut().as_mut().ok_or(Error::Missing("process"))?;
+    let process = spec
+        .process_mut()
+        .as_mut()
+        .ok_or(Error::Missing("process"))?;
     let owner = prepare_process(process, &template, terminal)?;
-    Ok(Prepared { spec, owner, user_namespace, guest_sysctls })
+    Ok(Prepared {
+        spec,
+        owner,
+        user_namespace,
+        guest_sysctls,
+    })
 }
 
 /// Prepares the process of an exec.
@@ -150,7 +183,9 @@ pub(crate) fn lend(process: &mut Process, wanted: &[(Capability, &str)]) -> Vec<
             lent.push((*name).to_owned());
         }
     }
-    capabilities.set_permitted(Some(permitted)).set_effective(Some(effective));
+    capabilities
+        .set_permitted(Some(permitted))
+        .set_effective(Some(effective));
     process.set_capabilities(Some(capabilities));
     lent
 }
@@ -191,7 +226,11 @@ fn prepare_process(
     let mut env = process.env().clone().unwrap_or_default();
     // libcontainer would ask the C library, which in a static program loads modules from the
     // container's root file system for the answer.
-    if !env.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())) {
+    if !env.iter().any(|entry| {
+        entry
+            .strip_prefix("HOME=")
+            .is_some_and(|home| !home.is_empty())
+    }) {
         env.retain(|entry| !entry.starts_with("HOME="));
         env.push(format!("HOME={}", home_of(uid, &template.root)));
         process.set_env(Some(env));
@@ -207,7 +246,9 @@ fn complete(given: Option<&LinuxCapabilities>) -> LinuxCapabilities {
     let mut complete = given.cloned().unwrap_or_default();
     let empty = Some(Capabilities::new());
     let set = |get: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
-        given.and_then(|given| get(given).clone()).or_else(|| empty.clone())
+        given
+            .and_then(|given| get(given).clone())
+            .or_else(|| empty.clone())
     };
     complete.set_bounding(set(LinuxCapabilities::bounding));
     complete.set_effective(set(LinuxCapabilities::effective));
@@ -220,7 +261,9 @@ fn complete(given: Option<&LinuxCapabilities>) -> LinuxCapabilities {
 fn check_source(mount: &Mount) -> Result<(), Error> {
     let options = mount.options().as_deref().unwrap_or_default();
     let bind = mount.typ().as_deref() == Some("bind")
-        || options.iter().any(|option| option == "bind" || option == "rbind");
+        || options
+            .iter()
+            .any(|option| option == "bind" || option == "rbind");
     match mount.source() {
         Some(source) if bind && fs::metadata(source).is_err() => Err(Error::NoSource {
             source_path: source.clone(),
@@ -267,12 +310,26 @@ fn in_guest(id: u32, mappings: &[LinuxIdMapping]) -> u32 {
 /// The home folder that the container's own /etc/passwd names, or `/`.
 fn home_of(uid: u32, root: &Path) -> String {
     let read = || -> io::Result<String> {
-        let root = openat2(CWD, root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty())?;
+        let root = openat2(
+            CWD,
+            root,
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::empty(),
+        )?;
         // Links in the image lead nowhere but into the image.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = openat2(&root, "etc/passwd", flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+        let file = openat2(
+            &root,
+            "etc/passwd",
+            flags,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT,
+        )?;
         let mut text = Vec::new();
-        fs::File::from(file).take(PASSWD_LIMIT).read_to_end(&mut text)?;
+        fs::File::from(file)
+            .take(PASSWD_LIMIT)
+            .read_to_end(&mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     };
     // An image without the file has no homes.
@@ -292,8 +349,15 @@ fn home_in(passwd: &str, uid: u32) -> Option<&str> {
 
 /// Sets a sysctl of the guest's network namespace, by either of its spellings.
 pub(crate) fn set_sysctl(key: &str, value: &str) -> Result<(), Error> {
-    let failed = |source| Error::Sysctl { key: key.to_owned(), source };
-    let parts: Vec<&str> = if key.contains('/') { key.split('/').collect() } else { key.split('.').collect() };
+    let failed = |source| Error::Sysctl {
+        key: key.to_owned(),
+        source,
+    };
+    let parts: Vec<&str> = if key.contains('/') {
+        key.split('/').collect()
+    } else {
+        key.split('.').collect()
+    };
     if parts.iter().any(|part| part.is_empty() || *part == "..") {
         return Err(failed(io::ErrorKind::InvalidInput.into()));
     }

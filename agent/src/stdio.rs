@@ -51,9 +51,16 @@ impl Connections {
         let (stdout, stderr) = if request.terminal {
             (None, None)
         } else {
-            (streams.take(request.stdout).await?, streams.take(request.stderr).await?)
+            (
+                streams.take(request.stdout).await?,
+                streams.take(request.stderr).await?,
+            )
         };
-        Ok(Self { stdin, stdout, stderr })
+        Ok(Self {
+            stdin,
+            stdout,
+            stderr,
+        })
     }
 
     /// A pipe for each stream that is wanted, /dev/null for the others. The pipes belong to the
@@ -68,15 +75,23 @@ impl Connections {
         };
         let (stdout, stdout_pump) = output_pipe(self.stdout, owner)?;
         let (stderr, stderr_pump) = output_pipe(self.stderr, owner)?;
-        let process = ProcessEnds { fds: [stdin, stdout, stderr] };
-        let agent = AgentEnds::Pipes { stdin: stdin_pump, outputs: [stdout_pump, stderr_pump] };
+        let process = ProcessEnds {
+            fds: [stdin, stdout, stderr],
+        };
+        let agent = AgentEnds::Pipes {
+            stdin: stdin_pump,
+            outputs: [stdout_pump, stderr_pump],
+        };
         Ok((process, agent))
     }
 
     /// The terminal, whose master the process's runtime has sent.
     pub(crate) fn terminal(self, master: OwnedFd) -> Result<AgentEnds, Error> {
         let master = Arc::new(Channel::new(master).map_err(Error::Terminal)?);
-        Ok(AgentEnds::Terminal { master, connection: self.stdin.map(Arc::new) })
+        Ok(AgentEnds::Terminal {
+            master,
+            connection: self.stdin.map(Arc::new),
+        })
     }
 }
 
@@ -117,7 +132,10 @@ fn channel(fd: OwnedFd) -> Result<Channel, Error> {
 }
 
 fn null() -> Result<OwnedFd, Error> {
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null");
     null.map(OwnedFd::from).map_err(Error::Null)
 }
 
@@ -158,7 +176,12 @@ pub(crate) struct Terminal {
 impl Terminal {
     /// Sets the size of its window.
     pub(crate) fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         Ok(tcsetwinsize(self.master.as_fd(), size)?)
     }
 }
@@ -166,12 +189,19 @@ impl Terminal {
 impl AgentEnds {
     /// Starts to move bytes. `ended` says when the process ends.
     pub(crate) fn start(self, ended: &Ended) -> (Pumps, Option<Terminal>) {
-        let mut pumps = Pumps { input: None, delivered: Vec::new() };
+        let mut pumps = Pumps {
+            input: None,
+            delivered: Vec::new(),
+        };
         match self {
             AgentEnds::Pipes { stdin, outputs } => {
                 pumps.input = stdin.map(|(connection, pipe)| tokio::spawn(input(connection, pipe)));
                 for (pipe, connection) in outputs.into_iter().flatten() {
-                    let output = Output { source: pipe.into(), connection: Some(connection.into()), lingers: true };
+                    let output = Output {
+                        source: pipe.into(),
+                        connection: Some(connection.into()),
+                        lingers: true,
+                    };
                     pumps.delivered.push(output.start(ended));
                 }
                 (pumps, None)
@@ -181,7 +211,11 @@ impl AgentEnds {
                     let keyboard = keyboard(Arc::clone(connection), Arc::clone(&master));
                     pumps.input = Some(tokio::spawn(keyboard));
                 }
-                let screen = Output { source: Arc::clone(&master), connection, lingers: false };
+                let screen = Output {
+                    source: Arc::clone(&master),
+                    connection,
+                    lingers: false,
+                };
                 pumps.delivered.push(screen.start(ended));
                 (pumps, Some(Terminal { master }))
             }

@@ -63,7 +63,12 @@ pub(crate) fn main(request: &str) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            report::send(socket, &Report::Failed { error: error.to_string() });
+            report::send(
+                socket,
+                &Report::Failed {
+                    error: error.to_string(),
+                },
+            );
             ExitCode::FAILURE
         }
     }
@@ -106,7 +111,10 @@ fn builder(request: &Request, executor: GuestExecutor) -> Result<ContainerBuilde
 }
 
 fn create(request: &Request) -> Result<u32, Error> {
-    let executor = GuestExecutor { window: request.window, ..GuestExecutor::default() };
+    let executor = GuestExecutor {
+        window: request.window,
+        ..GuestExecutor::default()
+    };
     let container = builder(request, executor)?
         .as_init(&request.bundle)
         .with_systemd(false)
@@ -124,10 +132,14 @@ fn create(request: &Request) -> Result<u32, Error> {
 fn exec(request: &Request, exec: &Exec) -> Result<u32, Error> {
     // libcontainer gives an exec no seccomp filter; the executor loads the container's own.
     let config = request.bundle.join("config.json");
-    let text = fs::read(&config)
-        .map_err(|source| Error::Config { path: config.clone(), source })?;
-    let config: FilterOnly = serde_json::from_slice(&text)
-        .map_err(|error| Error::Config { path: config, source: error.into() })?;
+    let text = fs::read(&config).map_err(|source| Error::Config {
+        path: config.clone(),
+        source,
+    })?;
+    let config: FilterOnly = serde_json::from_slice(&text).map_err(|error| Error::Config {
+        path: config,
+        source: error.into(),
+    })?;
     let executor = GuestExecutor {
         window: request.window,
         exec: true,

@@ -1,25 +1,26 @@
 //! Drives an agent through its API: containers, execs, streams, signals.
 
+// Marked so that clippy knows it for a test's.
+#[cfg(test)]
 mod guest;
 
 use forkvm_api::agent::Streams;
-use guest::{Guest, process, spec};
+use guest::{Guest, process, spec, status};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use ttrpc::Code;
 
-fn status(error: ttrpc::Error) -> (Code, String) {
-    match error {
-        ttrpc::Error::RpcStatus(status) => (status.code.enum_value().unwrap(), status.message),
-        other => panic!("no status came back: {other}"),
-    }
-}
-
 #[tokio::test]
 async fn output_and_exit_status_come_back() {
     let guest = Guest::identified().await;
-    let spec = spec(&guest.rootfs(), &["sh", "-c", "echo hello; echo oops >&2; exit 7"]);
-    assert_eq!(guest.output("one", &spec).await, ("hello\noops\n".to_owned(), 7));
+    let spec = spec(
+        &guest.rootfs(),
+        &["sh", "-c", "echo hello; echo oops >&2; exit 7"],
+    );
+    assert_eq!(
+        guest.output("one", &spec).await,
+        ("hello\noops\n".to_owned(), 7)
+    );
     assert_eq!(guest.left_over(), Vec::<std::path::PathBuf>::new());
 }
 
@@ -27,7 +28,12 @@ async fn output_and_exit_status_come_back() {
 async fn nothing_but_an_identity_is_taken_first() {
     let guest = Guest::start().await;
     let spec = spec(&guest.rootfs(), &["true"]);
-    let (code, _) = status(guest.create("one", &spec, Streams::default()).await.unwrap_err());
+    let (code, _) = status(
+        guest
+            .create("one", &spec, Streams::default())
+            .await
+            .unwrap_err(),
+    );
     assert_eq!(code, Code::FAILED_PRECONDITION);
     let (code, _) = status(guest.pids("one").await.unwrap_err());
     assert_eq!(code, Code::FAILED_PRECONDITION);
@@ -39,7 +45,18 @@ async fn standard_input_ends_with_the_half_close_only() {
     let spec = spec(&guest.rootfs(), &["sh", "-c", "cat; echo end"]);
     let mut stdin = guest.connect(1).await;
     let mut stdout = guest.connect(2).await;
-    guest.create("one", &spec, Streams { stdin: 1, stdout: 2, ..Default::default() }).await.unwrap();
+    guest
+        .create(
+            "one",
+            &spec,
+            Streams {
+                stdin: 1,
+                stdout: 2,
+                ..Default::default()
+            },
+        )
+        .await
+        .unwrap();
     guest.run("one").await.unwrap();
     stdin.write_all(b"first\n").await.unwrap();
     let mut line = [0; 6];
@@ -56,9 +73,22 @@ async fn standard_input_ends_with_the_half_close_only() {
 #[tokio::test]
 async fn all_output_is_delivered_before_the_exit() {
     let guest = Guest::identified().await;
-    let spec = spec(&guest.rootfs(), &["sh", "-c", "dd if=/dev/zero bs=1000 count=3000 2>/dev/null"]);
+    let spec = spec(
+        &guest.rootfs(),
+        &["sh", "-c", "dd if=/dev/zero bs=1000 count=3000 2>/dev/null"],
+    );
     let mut stdout = guest.connect(2).await;
-    guest.create("one", &spec, Streams { stdout: 2, ..Default::default() }).await.unwrap();
+    guest
+        .create(
+            "one",
+            &spec,
+            Streams {
+                stdout: 2,
+                ..Default::default()
+            },
+        )
+        .await
+        .unwrap();
     guest.run("one").await.unwrap();
     let reader = tokio::spawn(async move {
         let mut all = Vec::new();
@@ -73,9 +103,20 @@ async fn all_output_is_delivered_before_the_exit() {
 async fn signals_end_processes_and_then_find_none() {
     let guest = Guest::identified().await;
     let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
-    guest.create("one", &spec, Streams::default()).await.unwrap();
+    guest
+        .create("one", &spec, Streams::default())
+        .await
+        .unwrap();
     guest.run("one").await.unwrap();
-    guest.exec("one", "other", &process(&["sleep", "1000"]), Streams::default()).await.unwrap();
+    guest
+        .exec(
+            "one",
+            "other",
+            &process(&["sleep", "1000"]),
+            Streams::default(),
+        )
+        .await
+        .unwrap();
     assert_eq!(guest.pids("one").await.unwrap().len(), 2);
     guest.signal("one", "other", 15, false).await.unwrap();
     assert_eq!(guest.wait("one", "other").await.unwrap(), 143);
@@ -84,7 +125,15 @@ async fn signals_end_processes_and_then_find_none() {
     guest.delete("one", "other").await.unwrap();
     let (code, _) = status(guest.delete("one", "").await.unwrap_err());
     assert_eq!(code, Code::FAILED_PRECONDITION);
-    guest.exec("one", "third", &process(&["sleep", "1000"]), Streams::default()).await.unwrap();
+    guest
+        .exec(
+            "one",
+            "third",
+            &process(&["sleep", "1000"]),
+            Streams::default(),
+        )
+        .await
+        .unwrap();
     guest.signal("one", "", 9, true).await.unwrap();
     assert_eq!(guest.wait("one", "").await.unwrap(), 137);
     assert_eq!(guest.wait("one", "third").await.unwrap(), 137);
@@ -98,9 +147,20 @@ async fn signals_end_processes_and_then_find_none() {
 async fn the_end_of_init_ends_its_execs() {
     let guest = Guest::identified().await;
     let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
-    guest.create("one", &spec, Streams::default()).await.unwrap();
+    guest
+        .create("one", &spec, Streams::default())
+        .await
+        .unwrap();
     guest.run("one").await.unwrap();
-    guest.exec("one", "other", &process(&["sleep", "1000"]), Streams::default()).await.unwrap();
+    guest
+        .exec(
+            "one",
+            "other",
+            &process(&["sleep", "1000"]),
+            Streams::default(),
+        )
+        .await
+        .unwrap();
     guest.signal("one", "", 9, false).await.unwrap();
     assert_eq!(guest.wait("one", "").await.unwrap(), 137);
     assert_eq!(guest.wait("one", "other").await.unwrap(), 137);
@@ -135,7 +195,10 @@ async fn a_container_is_what_its_spec_says() {
 async fn an_exec_has_the_containers_root_namespaces_filter_and_capabilities() {
     let guest = Guest::identified().await;
     let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
-    guest.create("one", &spec, Streams::default()).await.unwrap();
+    guest
+        .create("one", &spec, Streams::default())
+        .await
+        .unwrap();
     guest.run("one").await.unwrap();
     let script = "
         hostname; id -u; echo $HOME; cat /proc/sys/kernel/random/boot_id
@@ -144,14 +207,18 @@ async fn an_exec_has_the_containers_root_namespaces_filter_and_capabilities() {
         readlink /proc/1/ns/pid > /tmp/a; readlink /proc/self/ns/pid > /tmp/b; cmp /tmp/a /tmp/b && echo same
         grep ^0 /proc/self/cgroup; exit 3
     ";
-    for (uid, home, effective, permitted) in
-        [(0, "/root", "00000000a80425fb", "00000000a80425fb"), (33, "/home/web", "0000000000000000", "0000000000000000")]
-    {
+    for (uid, home, effective, permitted) in [
+        (0, "/root", "00000000a80425fb", "00000000a80425fb"),
+        (33, "/home/web", "0000000000000000", "0000000000000000"),
+    ] {
         let mut process = process(&["sh", "-c", script]);
         process["user"]["uid"] = json!(uid);
         let mut stdout = guest.connect(10 + uid).await;
         let name = format!("exec-{uid}");
-        let streams = Streams { stdout: 10 + uid, ..Default::default() };
+        let streams = Streams {
+            stdout: 10 + uid,
+            ..Default::default()
+        };
         guest.exec("one", &name, &process, streams).await.unwrap();
         assert_eq!(guest.wait("one", &name).await.unwrap(), 3);
         let mut output = String::new();
@@ -168,9 +235,19 @@ async fn an_exec_has_the_containers_root_namespaces_filter_and_capabilities() {
 #[tokio::test]
 async fn a_plain_user_may_open_its_standard_output_anew() {
     let guest = Guest::identified().await;
-    let mut spec = spec(&guest.rootfs(), &["sh", "-c", "echo again > /dev/stdout; echo err > /dev/stderr"]);
+    let mut spec = spec(
+        &guest.rootfs(),
+        &[
+            "sh",
+            "-c",
+            "echo again > /dev/stdout; echo err > /dev/stderr",
+        ],
+    );
     spec["process"]["user"] = json!({ "uid": 33, "gid": 33 });
-    assert_eq!(guest.output("one", &spec).await, ("again\nerr\n".to_owned(), 0));
+    assert_eq!(
+        guest.output("one", &spec).await,
+        ("again\nerr\n".to_owned(), 0)
+    );
 }
 
 #[tokio::test]
@@ -181,7 +258,13 @@ async fn a_terminal_has_a_size_and_belongs_to_the_user() {
     spec["process"]["terminal"] = json!(true);
     spec["process"]["user"] = json!({ "uid": 33, "gid": 33 });
     let mut screen = guest.connect(5).await;
-    let streams = Streams { terminal: true, stdin: 5, rows: 33, columns: 101, ..Default::default() };
+    let streams = Streams {
+        terminal: true,
+        stdin: 5,
+        rows: 33,
+        columns: 101,
+        ..Default::default()
+    };
     guest.create("one", &spec, streams).await.unwrap();
     guest.run("one").await.unwrap();
     let resize = forkvm_api::agent::ResizePtyRequest {
@@ -197,7 +280,11 @@ async fn a_terminal_has_a_size_and_belongs_to_the_user() {
         assert_ne!(length, 0, "{output}");
         output.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
     }
-    guest.client.resize_pty(ttrpc::context::with_duration(guest::MINUTE), &resize).await.unwrap();
+    guest
+        .client
+        .resize_pty(ttrpc::context::with_duration(guest::MINUTE), &resize)
+        .await
+        .unwrap();
     screen.write_all(b"typed\n").await.unwrap();
     screen.read_to_string(&mut output).await.unwrap();
     assert_eq!(
@@ -211,13 +298,26 @@ async fn a_terminal_has_a_size_and_belongs_to_the_user() {
 async fn an_exec_may_have_a_terminal() {
     let guest = Guest::identified().await;
     let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
-    guest.create("one", &spec, Streams::default()).await.unwrap();
+    guest
+        .create("one", &spec, Streams::default())
+        .await
+        .unwrap();
     guest.run("one").await.unwrap();
-    let mut process = process(&["sh", "-c", "stty size; stat -c %u $(tty); test -t 2 && exit 5"]);
+    let mut process = process(&[
+        "sh",
+        "-c",
+        "stty size; stat -c %u $(tty); test -t 2 && exit 5",
+    ]);
     process["terminal"] = json!(true);
     process["user"] = json!({ "uid": 33, "gid": 33 });
     let mut screen = guest.connect(5).await;
-    let streams = Streams { terminal: true, stdin: 5, rows: 12, columns: 34, ..Default::default() };
+    let streams = Streams {
+        terminal: true,
+        stdin: 5,
+        rows: 12,
+        columns: 34,
+        ..Default::default()
+    };
     guest.exec("one", "tty", &process, streams).await.unwrap();
     let mut output = String::new();
     screen.read_to_string(&mut output).await.unwrap();
@@ -239,23 +339,62 @@ async fn what_cannot_be_is_one_clear_sentence_and_leaves_nothing() {
     let mut host_pid = good.clone();
     host_pid["linux"]["namespaces"][2]["path"] = json!("/proc/1/ns/pid");
     let cases = [
-        (no_root, "root file system /run/forkvm/host/rootfs is not there"),
-        (no_source, "the source /run/forkvm/host/vol-0 of the mount on /data is not there"),
-        (host_pid, "the pid namespace /proc/1/ns/pid is not one of this guest"),
-        (spec(&root, &["no-such"]), "exec: \"no-such\": executable file not found in $PATH"),
-        (spec(&root, &["/no/such"]), "exec: \"/no/such\": stat /no/such: no such file or directory"),
+        (
+            no_root,
+            "root file system /run/forkvm/host/rootfs is not there",
+        ),
+        (
+            no_source,
+            "the source /run/forkvm/host/vol-0 of the mount on /data is not there",
+        ),
+        (
+            host_pid,
+            "the pid namespace /proc/1/ns/pid is not one of this guest",
+        ),
+        (
+            spec(&root, &["no-such"]),
+            "exec: \"no-such\": executable file not found in $PATH",
+        ),
+        (
+            spec(&root, &["/no/such"]),
+            "exec: \"/no/such\": stat /no/such: no such file or directory",
+        ),
         (spec(&root, &["/etc"]), "exec: \"/etc\": is a directory"),
-        (spec(&root, &["/etc/passwd"]), "exec: \"/etc/passwd\": permission denied"),
+        (
+            spec(&root, &["/etc/passwd"]),
+            "exec: \"/etc/passwd\": permission denied",
+        ),
     ];
     for (spec, expected) in cases {
-        let (_, message) = status(guest.create("one", &spec, Streams::default()).await.unwrap_err());
+        let (_, message) = status(
+            guest
+                .create("one", &spec, Streams::default())
+                .await
+                .unwrap_err(),
+        );
         assert_eq!(message, expected);
         assert_eq!(guest.left_over(), Vec::<std::path::PathBuf>::new());
     }
-    let (code, message) = status(guest.create("../x", &good, Streams::default()).await.unwrap_err());
-    assert_eq!((code, message.as_str()), (Code::INVALID_ARGUMENT, "\"../x\" is not a container id"));
-    guest.create("one", &good, Streams::default()).await.unwrap();
-    let (code, _) = status(guest.create("one", &good, Streams::default()).await.unwrap_err());
+    let (code, message) = status(
+        guest
+            .create("../x", &good, Streams::default())
+            .await
+            .unwrap_err(),
+    );
+    assert_eq!(
+        (code, message.as_str()),
+        (Code::INVALID_ARGUMENT, "\"../x\" is not a container id")
+    );
+    guest
+        .create("one", &good, Streams::default())
+        .await
+        .unwrap();
+    let (code, _) = status(
+        guest
+            .create("one", &good, Streams::default())
+            .await
+            .unwrap_err(),
+    );
     assert_eq!(code, Code::ALREADY_EXISTS);
     guest.delete("one", "").await.unwrap();
     assert_eq!(guest.left_over(), Vec::<std::path::PathBuf>::new());
@@ -266,7 +405,10 @@ async fn a_file_that_is_no_program_says_so_on_standard_error() {
     let guest = Guest::identified().await;
     let spec = spec(&guest.rootfs(), &["not-a-program"]);
     let (output, status) = guest.output("one", &spec).await;
-    assert_eq!(output, "exec /bin/not-a-program: Exec format error (os error 8)\n");
+    assert_eq!(
+        output,
+        "exec /bin/not-a-program: Exec format error (os error 8)\n"
+    );
     assert_eq!(status, 255);
 }
 
@@ -274,22 +416,39 @@ async fn a_file_that_is_no_program_says_so_on_standard_error() {
 async fn an_exec_that_cannot_be_says_why() {
     let guest = Guest::identified().await;
     let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
-    guest.create("one", &spec, Streams::default()).await.unwrap();
-    let early = guest.exec("one", "early", &process(&["true"]), Streams::default()).await;
+    guest
+        .create("one", &spec, Streams::default())
+        .await
+        .unwrap();
+    let early = guest
+        .exec("one", "early", &process(&["true"]), Streams::default())
+        .await;
     assert_eq!(status(early.unwrap_err()).0, Code::FAILED_PRECONDITION);
     guest.run("one").await.unwrap();
-    let missing = guest.exec("one", "missing", &process(&["no-such"]), Streams::default()).await;
+    let missing = guest
+        .exec("one", "missing", &process(&["no-such"]), Streams::default())
+        .await;
     assert_eq!(
         status(missing.unwrap_err()).1,
         "exec: \"no-such\": executable file not found in $PATH"
     );
-    let broken = guest.exec("one", "broken", &process(&["not-a-program"]), Streams::default()).await;
+    let broken = guest
+        .exec(
+            "one",
+            "broken",
+            &process(&["not-a-program"]),
+            Streams::default(),
+        )
+        .await;
     assert_eq!(
         status(broken.unwrap_err()).1,
         "exec /bin/not-a-program: Exec format error (os error 8)"
     );
     assert_eq!(guest.pids("one").await.unwrap().len(), 1);
     // A name that failed may be used again.
-    guest.exec("one", "missing", &process(&["true"]), Streams::default()).await.unwrap();
+    guest
+        .exec("one", "missing", &process(&["true"]), Streams::default())
+        .await
+        .unwrap();
     assert_eq!(guest.wait("one", "missing").await.unwrap(), 0);
 }

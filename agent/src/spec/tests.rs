@@ -35,11 +35,27 @@ fn what_libcontainer_would_take_otherwise_is_settled() {
     let chown: Capabilities = [Capability::Chown].into();
     assert_eq!(*capabilities.bounding(), Some(chown.clone()));
     assert_eq!(*capabilities.effective(), Some(chown));
-    for set in [capabilities.permitted(), capabilities.inheritable(), capabilities.ambient()] {
+    for set in [
+        capabilities.permitted(),
+        capabilities.inheritable(),
+        capabilities.ambient(),
+    ] {
         assert_eq!(*set, Some(Capabilities::new()));
     }
-    assert!(process.env().as_ref().unwrap().contains(&"HOME=/".to_owned()));
-    let cgroup = prepared.spec.linux().as_ref().unwrap().cgroups_path().clone();
+    assert!(
+        process
+            .env()
+            .as_ref()
+            .unwrap()
+            .contains(&"HOME=/".to_owned())
+    );
+    let cgroup = prepared
+        .spec
+        .linux()
+        .as_ref()
+        .unwrap()
+        .cgroups_path()
+        .clone();
     assert_eq!(cgroup, Some("/forkvm/one".into()));
     assert_eq!(prepared.owner, Owner { uid: 33, gid: 34 });
 }
@@ -48,7 +64,10 @@ fn what_libcontainer_would_take_otherwise_is_settled() {
 fn a_process_without_capabilities_has_none() {
     let root = tempfile::tempdir().unwrap();
     let mut spec = spec(root.path());
-    spec["process"].as_object_mut().unwrap().remove("capabilities");
+    spec["process"]
+        .as_object_mut()
+        .unwrap()
+        .remove("capabilities");
     let prepared = prepared(&spec).unwrap();
     let process = prepared.spec.process().as_ref().unwrap();
     let capabilities = process.capabilities().as_ref().unwrap();
@@ -62,10 +81,26 @@ fn network_sysctls_are_the_guests_only_without_a_network_namespace() {
     let mut spec = spec(root.path());
     spec["linux"]["sysctl"] = json!({ "net.core.somaxconn": "7", "kernel.shmmax": "8" });
     let guests = prepared(&spec).unwrap();
-    assert_eq!(guests.guest_sysctls, [("net.core.somaxconn".to_owned(), "7".to_owned())]);
-    let left = guests.spec.linux().as_ref().unwrap().sysctl().clone().unwrap();
-    assert_eq!(left.into_iter().collect::<Vec<_>>(), [("kernel.shmmax".to_owned(), "8".to_owned())]);
-    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "network" }));
+    assert_eq!(
+        guests.guest_sysctls,
+        [("net.core.somaxconn".to_owned(), "7".to_owned())]
+    );
+    let left = guests
+        .spec
+        .linux()
+        .as_ref()
+        .unwrap()
+        .sysctl()
+        .clone()
+        .unwrap();
+    assert_eq!(
+        left.into_iter().collect::<Vec<_>>(),
+        [("kernel.shmmax".to_owned(), "8".to_owned())]
+    );
+    spec["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({ "type": "network" }));
     assert!(prepared(&spec).unwrap().guest_sysctls.is_empty());
 }
 
@@ -77,9 +112,18 @@ fn what_cannot_be_is_refused() {
         change(&mut spec);
         prepared(&spec).unwrap_err().to_string()
     };
-    assert_eq!(refused(|spec| spec["process"] = Value::Null), "the spec has no `process`");
-    assert_eq!(refused(|spec| spec["linux"] = Value::Null), "the spec has no `linux`");
-    assert_eq!(refused(|spec| spec["root"] = Value::Null), "the spec has no `root`");
+    assert_eq!(
+        refused(|spec| spec["process"] = Value::Null),
+        "the spec has no `process`"
+    );
+    assert_eq!(
+        refused(|spec| spec["linux"] = Value::Null),
+        "the spec has no `linux`"
+    );
+    assert_eq!(
+        refused(|spec| spec["root"] = Value::Null),
+        "the spec has no `root`"
+    );
     assert_eq!(
         refused(|spec| spec["process"]["terminal"] = json!(true)),
         "the spec and the streams do not agree about a terminal"
@@ -101,12 +145,33 @@ fn capabilities_are_lent_where_they_were_not() {
     let process = json!({ "user": { "uid": 0, "gid": 0 }, "args": ["true"], "cwd": "/",
         "capabilities": { "permitted": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "bounding": ["CAP_CHOWN"] } });
     let (mut process, _) = prepare_exec(process.to_string().as_bytes(), &template, false).unwrap();
-    let wanted = [(Capability::Chown, "CAP_CHOWN"), (Capability::SysAdmin, "CAP_SYS_ADMIN")];
+    let wanted = [
+        (Capability::Chown, "CAP_CHOWN"),
+        (Capability::SysAdmin, "CAP_SYS_ADMIN"),
+    ];
     assert_eq!(lend(&mut process, &wanted), ["CAP_SYS_ADMIN"]);
     let capabilities = process.capabilities().as_ref().unwrap();
-    assert!(capabilities.permitted().as_ref().unwrap().contains(&Capability::SysAdmin));
-    assert!(capabilities.effective().as_ref().unwrap().contains(&Capability::SysAdmin));
-    assert!(!capabilities.bounding().as_ref().unwrap().contains(&Capability::SysAdmin));
+    assert!(
+        capabilities
+            .permitted()
+            .as_ref()
+            .unwrap()
+            .contains(&Capability::SysAdmin)
+    );
+    assert!(
+        capabilities
+            .effective()
+            .as_ref()
+            .unwrap()
+            .contains(&Capability::SysAdmin)
+    );
+    assert!(
+        !capabilities
+            .bounding()
+            .as_ref()
+            .unwrap()
+            .contains(&Capability::SysAdmin)
+    );
 }
 
 #[test]
@@ -116,13 +181,23 @@ fn an_exec_without_capabilities_has_its_containers() {
     let process = json!({ "user": { "uid": 0, "gid": 0 }, "args": ["true"], "cwd": "/" });
     let (process, _) = prepare_exec(process.to_string().as_bytes(), &template, false).unwrap();
     let capabilities = process.capabilities().as_ref().unwrap();
-    assert!(capabilities.effective().as_ref().unwrap().contains(&Capability::Chown));
+    assert!(
+        capabilities
+            .effective()
+            .as_ref()
+            .unwrap()
+            .contains(&Capability::Chown)
+    );
 }
 
 #[test]
 fn home_is_that_of_the_image_and_links_stay_in_it() {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("passwd"), "web:x:33:33::/outside:/bin/sh\n").unwrap();
+    fs::write(
+        folder.path().join("passwd"),
+        "web:x:33:33::/outside:/bin/sh\n",
+    )
+    .unwrap();
     let root = folder.path().join("root");
     fs::create_dir_all(root.join("etc")).unwrap();
     fs::write(root.join("etc/real"), "web:x:33:33::/home/web:/bin/sh\n").unwrap();

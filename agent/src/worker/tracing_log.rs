@@ -45,7 +45,13 @@ impl Subscriber for ToAgent {
         // SAFETY: the worker never closes this descriptor, and what libcontainer forks from it only
         // marks it to be closed on exec; a send on another one would fail, not corrupt.
         let socket = unsafe { BorrowedFd::borrow_raw(SOCKET) };
-        report::send(socket, &Report::Log { level: level as u8, text: line.message + &line.fields });
+        report::send(
+            socket,
+            &Report::Log {
+                level: level as u8,
+                text: line.message + &line.fields,
+            },
+        );
     }
 
     fn enter(&self, _: &span::Id) {}

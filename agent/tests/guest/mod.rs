@@ -22,7 +22,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
 };
-use ttrpc::context;
+use ttrpc::{Code, context};
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
@@ -44,12 +44,16 @@ fn cgroup2() -> PathBuf {
 }
 
 fn busybox() -> PathBuf {
-    let found = ["/bin/busybox", "/usr/bin/busybox"].iter().map(Path::new).find(|path| path.exists());
+    let found = ["/bin/busybox", "/usr/bin/busybox"]
+        .iter()
+        .map(Path::new)
+        .find(|path| path.exists());
     let busybox = found.expect("this test needs a static busybox: apt-get install busybox-static");
     let elf = fs::read(busybox).unwrap();
     let interpreter = b"/lib64/ld-linux";
     assert!(
-        !elf.windows(interpreter.len()).any(|window| window == interpreter),
+        !elf.windows(interpreter.len())
+            .any(|window| window == interpreter),
         "{} is not static: apt-get install busybox-static",
         busybox.display()
     );
@@ -67,7 +71,11 @@ fn make_rootfs(root: &Path) {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
     }
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/home/web:/bin/sh\n").unwrap();
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/home/web:/bin/sh\n",
+    )
+    .unwrap();
     fs::write(root.join("bin/not-a-program"), "\x7fELF but not really").unwrap();
     fs::set_permissions(
         root.join("bin/not-a-program"),
@@ -106,7 +114,12 @@ impl Guest {
         wait_for(&guest_folder, "agent.sock").await;
         let address = format!("unix://{}", guest_folder.join("agent.sock").display());
         let client = ttrpc::r#async::Client::connect(&address).await.unwrap();
-        Self { client: AgentClient::new(client), folder, cgroup, process }
+        Self {
+            client: AgentClient::new(client),
+            folder,
+            cgroup,
+            process,
+        }
     }
 
     /// Starts an agent and gives it an identity.
@@ -116,7 +129,11 @@ impl Guest {
             identity: Some(identity()).into(),
             ..Default::default()
         };
-        guest.client.identify(context::with_duration(MINUTE), &request).await.unwrap();
+        guest
+            .client
+            .identify(context::with_duration(MINUTE), &request)
+            .await
+            .unwrap();
         guest
     }
 
@@ -126,27 +143,50 @@ impl Guest {
 
     /// Connects the stream `id`.
     pub(crate) async fn connect(&self, id: u64) -> UnixStream {
-        let mut stream = UnixStream::connect(self.folder.path().join("streams.sock")).await.unwrap();
+        let mut stream = UnixStream::connect(self.folder.path().join("streams.sock"))
+            .await
+            .unwrap();
         stream.write_all(&stream::header(id)).await.unwrap();
         stream
     }
 
-    pub(crate) async fn create(&self, id: &str, spec: &Value, streams: Streams) -> ttrpc::Result<u32> {
+    pub(crate) async fn create(
+        &self,
+        id: &str,
+        spec: &Value,
+        streams: Streams,
+    ) -> ttrpc::Result<u32> {
         let request = CreateRequest {
             container_id: id.to_owned(),
             spec: spec.to_string().into_bytes(),
             streams: Some(streams).into(),
             ..Default::default()
         };
-        Ok(self.client.create(context::with_duration(MINUTE), &request).await?.pid)
+        Ok(self
+            .client
+            .create(context::with_duration(MINUTE), &request)
+            .await?
+            .pid)
     }
 
     pub(crate) async fn run(&self, id: &str) -> ttrpc::Result<()> {
-        let request = forkvm_api::agent::StartRequest { container_id: id.to_owned(), ..Default::default() };
-        self.client.start(context::with_duration(MINUTE), &request).await.map(|_| ())
+        let request = forkvm_api::agent::StartRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        self.client
+            .start(context::with_duration(MINUTE), &request)
+            .await
+            .map(|_| ())
     }
 
-    pub(crate) async fn exec(&self, id: &str, exec_id: &str, process: &Value, streams: Streams) -> ttrpc::Result<u32> {
+    pub(crate) async fn exec(
+        &self,
+        id: &str,
+        exec_id: &str,
+        process: &Value,
+        streams: Streams,
+    ) -> ttrpc::Result<u32> {
         let request = ExecRequest {
             container_id: id.to_owned(),
             exec_id: exec_id.to_owned(),
@@ -154,15 +194,33 @@ impl Guest {
             streams: Some(streams).into(),
             ..Default::default()
         };
-        Ok(self.client.exec(context::with_duration(MINUTE), &request).await?.pid)
+        Ok(self
+            .client
+            .exec(context::with_duration(MINUTE), &request)
+            .await?
+            .pid)
     }
 
     pub(crate) async fn wait(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
-        let request = WaitRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), ..Default::default() };
-        Ok(self.client.wait(context::with_duration(MINUTE), &request).await?.exit_status)
+        let request = WaitRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        Ok(self
+            .client
+            .wait(context::with_duration(MINUTE), &request)
+            .await?
+            .exit_status)
     }
 
-    pub(crate) async fn signal(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> ttrpc::Result<()> {
+    pub(crate) async fn signal(
+        &self,
+        id: &str,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> ttrpc::Result<()> {
         let request = SignalRequest {
             container_id: id.to_owned(),
             exec_id: exec_id.to_owned(),
@@ -170,7 +228,10 @@ impl Guest {
             all,
             ..Default::default()
         };
-        self.client.signal(context::with_duration(MINUTE), &request).await.map(|_| ())
+        self.client
+            .signal(context::with_duration(MINUTE), &request)
+            .await
+            .map(|_| ())
     }
 
     pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> ttrpc::Result<()> {
@@ -179,13 +240,26 @@ impl Guest {
             exec_id: exec_id.to_owned(),
             ..Default::default()
         };
-        self.client.delete(context::with_duration(MINUTE), &request).await.map(|_| ())
+        self.client
+            .delete(context::with_duration(MINUTE), &request)
+            .await
+            .map(|_| ())
     }
 
     pub(crate) async fn pids(&self, id: &str) -> ttrpc::Result<Vec<(u32, String)>> {
-        let request = forkvm_api::agent::PidsRequest { container_id: id.to_owned(), ..Default::default() };
-        let response = self.client.pids(context::with_duration(MINUTE), &request).await?;
-        Ok(response.processes.into_iter().map(|process| (process.pid, process.exec_id)).collect())
+        let request = forkvm_api::agent::PidsRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let response = self
+            .client
+            .pids(context::with_duration(MINUTE), &request)
+            .await?;
+        Ok(response
+            .processes
+            .into_iter()
+            .map(|process| (process.pid, process.exec_id))
+            .collect())
     }
 
     /// Creates and starts a container with its output on one connection, waits for its end, deletes
@@ -194,7 +268,11 @@ impl Guest {
         let stdout = u64::from(NEXT.fetch_add(1, Ordering::Relaxed)) + 1_000;
         let mut connection = self.connect(stdout).await;
         let mut errors = self.connect(stdout + 1_000_000).await;
-        let streams = Streams { stdout, stderr: stdout + 1_000_000, ..Default::default() };
+        let streams = Streams {
+            stdout,
+            stderr: stdout + 1_000_000,
+            ..Default::default()
+        };
         self.create(id, spec, streams).await.unwrap();
         self.run(id).await.unwrap();
         let status = self.wait(id, "").await.unwrap();
@@ -217,13 +295,17 @@ impl Guest {
             .expect("the agent runs")
             .to_owned();
         let run = PathBuf::from(format!("/proc/{agent}/root/run/forkvm"));
-        [self.cgroup.join("forkvm"), run.join("bundles"), run.join("containers")]
-            .iter()
-            .filter_map(|folder| fs::read_dir(folder).ok())
-            .flatten()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.is_dir())
-            .collect()
+        [
+            self.cgroup.join("forkvm"),
+            run.join("bundles"),
+            run.join("containers"),
+        ]
+        .iter()
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+        .collect()
     }
 }
 
@@ -239,8 +321,14 @@ impl Drop for Guest {
             if text.contains("populated 0") {
                 break;
             }
-            let mut poll = [rustix::event::PollFd::new(&events, rustix::event::PollFlags::PRI)];
-            let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+            let mut poll = [rustix::event::PollFd::new(
+                &events,
+                rustix::event::PollFlags::PRI,
+            )];
+            let second = rustix::event::Timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            };
             let _ = rustix::event::poll(&mut poll, Some(&second));
         }
         remove_cgroups(&self.cgroup);
@@ -263,7 +351,10 @@ pub(crate) const MINUTE: std::time::Duration = std::time::Duration::from_secs(30
 async fn wait_for(folder: &Path, name: &str) {
     let deadline = tokio::time::Instant::now() + MINUTE;
     while UnixStream::connect(folder.join(name)).await.is_err() {
-        assert!(tokio::time::Instant::now() < deadline, "the agent does not listen on {name}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the agent does not listen on {name}"
+        );
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }
@@ -283,9 +374,20 @@ pub(crate) fn identity() -> Identity {
 /// Docker's default capabilities.
 pub(crate) fn capabilities() -> Value {
     let names = json!([
-        "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
-        "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE",
-        "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FSETID",
+        "CAP_FOWNER",
+        "CAP_MKNOD",
+        "CAP_NET_RAW",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_SETFCAP",
+        "CAP_SETPCAP",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SYS_CHROOT",
+        "CAP_KILL",
+        "CAP_AUDIT_WRITE"
     ]);
     json!({ "bounding": names, "effective": names, "permitted": names })
 }
@@ -334,4 +436,12 @@ pub(crate) fn spec(root: &Path, arguments: &[&str]) -> Value {
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
         }
     })
+}
+
+/// The code and message of a refusal.
+pub(crate) fn status(error: ttrpc::Error) -> (Code, String) {
+    match error {
+        ttrpc::Error::RpcStatus(status) => (status.code.enum_value().unwrap(), status.message),
+        other => panic!("no status came back: {other}"),
+    }
 }
