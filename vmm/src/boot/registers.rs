@@ -1,6 +1,8 @@
 //! Registers and tables of a processor at Linux' 64-bit entry.
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_xcrs,
+};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -97,6 +99,30 @@ pub(super) fn write_tables(memory: &GuestMemory) -> Result<(), Error> {
     Ok(())
 }
 
+/// Enables in XCR0 what the vCPU's CPUID offers, which the guest would do itself. KVM must know of
+/// it: QEMU's software AMD-V does not intercept XSETBV, so there KVM would go on with XCR0 = 1 and
+/// put that back at the next entry; the guest's first return from a signal then fails.
+fn enable_extended_state(vcpu: &VcpuFd) -> Result<(), Error> {
+    let failed = |call| move |source| Error::Kvm { call, source };
+    let cpuid = vcpu
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(failed("KVM_GET_CPUID2"))?;
+    // Leaf 0xd, sub-leaf 0: EDX:EAX are the bits of XCR0 that may be set (Intel SDM 1, 13.2).
+    let leaf = cpuid
+        .as_slice()
+        .iter()
+        .find(|entry| (entry.function, entry.index) == (0xd, 0));
+    let Some(leaf) = leaf.filter(|leaf| leaf.eax != 0) else {
+        return Ok(());
+    };
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
+    xcrs.xcrs[0].value = u64::from(leaf.edx) << 32 | u64::from(leaf.eax);
+    vcpu.set_xcrs(&xcrs).map_err(failed("KVM_SET_XCRS"))
+}
+
 /// Sets a vCPU up for a boot. Others than the first wait for the guest to start them.
 pub(crate) fn prepare(vcpu: &VcpuFd, id: u8, entry: u64) -> Result<(), Error> {
     let failed = |call| move |source| Error::Kvm { call, source };
@@ -127,6 +153,8 @@ pub(crate) fn prepare(vcpu: &VcpuFd, id: u8, entry: u64) -> Result<(), Error> {
         *byte = (*byte as u8 & !0b111 | mode as u8) as _;
     }
     vcpu.set_lapic(&lapic).map_err(failed("KVM_SET_LAPIC"))?;
+
+    enable_extended_state(vcpu)?;
 
     if id != 0 {
         return Ok(());
