@@ -95,8 +95,11 @@ connect() {
         -o ControlMaster=auto -o ControlPath="$run/ssh.control" -o ControlPersist=yes -o LogLevel=ERROR
         -o ConnectTimeout=60 -o ServerAliveInterval=30 -o ServerAliveCountMax=20)
     # Made apart from the first command: it stays, and would hold that command's output open, so that a pipe
-    # behind this script would never end.
-    [[ -S $run/ssh.control ]] || "${ssh[@]}" -M -N -f 127.0.0.1 </dev/null >/dev/null 2>&1 || true
+    # behind this script would never end, and the lock of `up`.
+    [[ -S $run/ssh.control ]] || (
+        [[ -z ${up_lock:-} ]] || exec {up_lock}>&-
+        "${ssh[@]}" -M -N -f 127.0.0.1 </dev/null >/dev/null 2>&1
+    ) || true
 }
 
 # in_host COMMANDLINE: runs a shell command line in the host.
