@@ -4,6 +4,7 @@ use std::{io, os::fd::AsFd};
 
 use rustix::{
     mount::{MountPropagationFlags, mount_change},
+    process::{Resource, getrlimit, setrlimit},
     thread::{
         LinkNameSpaceType, UnshareFlags, move_into_link_name_space, set_no_new_privs,
         unshare_unsafe,
@@ -59,5 +60,13 @@ pub(crate) fn isolate(network: &Network) -> Result<(), Error> {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(failed("the container's network namespace"))?;
     }
-    set_no_new_privs(true).map_err(failed("no_new_privs"))
+    set_no_new_privs(true).map_err(failed("no_new_privs"))?;
+    raise_file_limit()
+}
+
+/// Raises the soft limit of open files to the hard one: the file server's bounds follow it.
+fn raise_file_limit() -> Result<(), Error> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).map_err(failed("raising the limit of open files"))
 }
