@@ -456,10 +456,7 @@ fn a_slow_reader_holds_up_only_its_own_connection() {
     }
     // All credit is back, and the guest knows.
     let packets = machine.receive_all();
-    let told = packets
-        .iter()
-        .filter(|(packet, _)| packet.dst_port == 5)
-        .next_back();
+    let told = packets.iter().rfind(|(packet, _)| packet.dst_port == 5);
     assert!(told.unwrap().0.fwd_cnt >= BUFFER / 2);
 }
 
