@@ -86,14 +86,25 @@ struct Slot {
 }
 
 impl Slot {
-    /// Runs `work` on the device if it is active, and takes it out of service if the driver has
-    /// broken the rules of a ring.
-    fn run(&self, work: impl FnOnce(&mut dyn VirtioDevice) -> Result<(), QueueError>) {
+    /// Has the device look into queue `index`, if it is active.
+    fn process_queue(&self, index: usize) {
         let mut device = lock(&self.device);
-        if device.queues().is_empty() {
-            return;
+        if index < device.queues().len() {
+            let outcome = device.process_queue(index);
+            self.conclude(&mut *device, outcome);
         }
-        if let Err(error) = work(&mut *device) {
+    }
+
+    /// Tells the device that a descriptor of its own is ready.
+    fn process_source(&self, token: u32, ready: EventSet) {
+        let mut device = lock(&self.device);
+        let outcome = device.process_source(token, ready);
+        self.conclude(&mut *device, outcome);
+    }
+
+    /// Takes the device out of service if the driver has broken the rules of a ring.
+    fn conclude(&self, device: &mut dyn VirtioDevice, outcome: Result<(), QueueError>) {
+        if let Err(error) = outcome {
             device.reset();
             self.interrupt.signal_needs_reset();
             if self.breakages.fetch_add(1, Ordering::Relaxed) < MAX_BREAKAGES_LOGGED {
@@ -215,11 +226,12 @@ fn run(epoll: &Epoll, slots: &[Arc<Slot>]) {
     // but a queue that was missed would hang for ever, and looking costs one read.
     for slot in slots {
         for index in 0..slot.notifications.len() {
-            slot.run(|device| device.process_queue(index));
+            slot.process_queue(index);
         }
     }
     let mut events = [EpollEvent::default(); BATCH];
-    loop {
+    let mut stopping = false;
+    while !stopping {
         let count = match epoll.wait(-1, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -231,16 +243,18 @@ fn run(epoll: &Epoll, slots: &[Arc<Slot>]) {
         for event in &events[..count] {
             let value = event.data();
             if value == STOP {
-                return;
+                // The events taken together with it are processed: nobody is told of them again.
+                stopping = true;
+                continue;
             }
             let Some(slot) = slots.get((value >> SLOT_SHIFT) as usize) else {
                 continue;
             };
             let low = value as u32;
             if value & QUEUE != 0 {
-                slot.run(|device| device.process_queue(low as usize));
+                slot.process_queue(low as usize);
             } else {
-                slot.run(|device| device.process_source(low, event.event_set()));
+                slot.process_source(low, event.event_set());
             }
         }
     }

@@ -97,7 +97,8 @@ pub trait VirtioDevice: Send {
     fn process_queue(&mut self, index: usize) -> Result<(), QueueError>;
 
     /// A descriptor that the device registered under `token` (see
-    /// [`super::event_loop::Registrar`]) is ready. Never called while inactive.
+    /// [`super::event_loop::Registrar`]) is ready. Also called while inactive: readiness is
+    /// told only once.
     fn process_source(&mut self, token: u32, ready: EventSet) -> Result<(), QueueError> {
         let _ = (token, ready);
         Ok(())

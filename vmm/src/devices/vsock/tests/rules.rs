@@ -21,14 +21,26 @@ fn a_request_goes_out_with_the_connection() {
 fn a_request_waits_for_the_driver_and_for_a_buffer() {
     let mut machine = Machine::new();
     machine.device.reset();
-    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let (mut stream, theirs) = UnixStream::pair().unwrap();
     machine.device.connect(1, theirs).unwrap();
+    // Readiness is told once, and must not be forgotten until it is of use.
+    stream.write_all(b"early").unwrap();
+    machine.settle();
     let drivers = [&machine.rx, &machine.tx, &machine.event];
     machine.board.activate(&mut machine.device, &drivers);
     machine.device.process_queue(RX).unwrap();
     assert!(machine.received().is_empty());
     machine.refill();
-    assert_eq!(machine.received().len(), 1);
+    let [(request, _)] = machine.received()[..] else {
+        panic!("no request")
+    };
+    let guest = Guest {
+        request,
+        buffer: 4096,
+        forwarded: 0,
+    };
+    machine.send(guest.packet(op::RESPONSE), &[]);
+    assert_eq!(machine.received().pop().unwrap().1, b"early");
 }
 
 #[test]
