@@ -27,6 +27,8 @@ mod request;
 mod server;
 mod statx;
 mod table;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod xattrs;
 

@@ -53,7 +53,11 @@ impl FileServer {
         }
         let file = self.attributed(id)?;
         let mut value = vec![0; (size as usize).min(SIZE_MAX)];
-        match rustix::fs::getxattr(name_of(&file), name, value.as_mut_slice()) {
+        let length = match size {
+            0 => rustix::fs::getxattr_query(name_of(&file), name),
+            _ => rustix::fs::getxattr(name_of(&file), name, value.as_mut_slice()),
+        };
+        match length {
             Ok(length) if size == 0 => Ok(GetxattrReply::Count(length as u32)),
             Ok(length) => {
                 value.truncate(length);
