@@ -17,8 +17,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Say whether this machine can run forkvm's containers, and what to do if not
     ///
-    /// One line for each question. The questions about KVM are answered by running a tiny guest. Exit status 1 if
-    /// containers cannot start.
+    /// One line for each question. The questions about KVM are answered by running a tiny guest.
+    /// Exit status 1 if containers cannot start.
     Check {
         /// Print a JSON array, for programs
         #[arg(long)]
@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn rm_takes_ids_or_all() {
-        let parse = |args: &[&str]| Args::try_parse_from([&["forkvm", "template", "rm"], args].concat());
+        let parse =
+            |args: &[&str]| Args::try_parse_from([&["forkvm", "template", "rm"], args].concat());
         assert!(parse(&["0123456789abcdef", "base"]).is_ok());
         assert!(parse(&["--all"]).is_ok());
         assert!(parse(&[]).is_err());

@@ -38,7 +38,13 @@ mod tests {
     fn every_visible_command_has_a_page() {
         let folder = tempfile::tempdir().unwrap();
         man(folder.path()).unwrap();
-        for page in ["forkvm", "forkvm-check", "forkvm-template-build", "forkvm-template-rm", "forkvm-ps"] {
+        for page in [
+            "forkvm",
+            "forkvm-check",
+            "forkvm-template-build",
+            "forkvm-template-rm",
+            "forkvm-ps",
+        ] {
             let text = std::fs::read_to_string(folder.path().join(format!("{page}.1"))).unwrap();
             assert!(text.contains(".SH NAME"), "{page}");
         }

@@ -31,8 +31,8 @@ enum Error {
 }
 
 fn main() -> ExitCode {
-    // SAFETY: no handler is installed, the signal's default action comes back: a reader that went away (`| head`)
-    // ends this program silently, as it does others.
+    // SAFETY: no handler is installed, the signal's default action comes back: a reader that went
+    // away (`| head`) ends this program silently, as it does others.
     if let Err(error) = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) } {
         eprintln!("forkvm: warning: SIGPIPE cannot be reset: {error}");
     }

@@ -34,7 +34,12 @@ pub(crate) struct Age(pub(crate) u64);
 
 impl fmt::Display for Age {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [(u64, &str); 4] = [(86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")];
+        const UNITS: [(u64, &str); 4] = [
+            (86400, "day"),
+            (3600, "hour"),
+            (60, "minute"),
+            (1, "second"),
+        ];
         let (seconds, name) = UNITS
             .into_iter()
             .find(|(seconds, _)| self.0 >= *seconds)
@@ -54,7 +59,9 @@ pub(crate) struct Table {
 impl Table {
     /// A table with its headings.
     pub(crate) fn new(headings: &[&str]) -> Self {
-        Self { rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()] }
+        Self {
+            rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()],
+        }
     }
 
     /// Adds a row of as many cells as there are headings.

@@ -15,7 +15,10 @@ pub(crate) enum Error {
     #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: io::Error },
     #[error("{path} is not what this version of forkvm writes: {source}")]
-    Parse { path: PathBuf, source: serde_json::Error },
+    Parse {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
 }
 
 /// What `state.json` says, as far as it is shown; the shim's `run_state` writes it.
@@ -31,7 +34,8 @@ struct State {
     shim_pid: u32,
     /// 0 before the monitor runs.
     monitor_pid: u32,
-    /// Field `starttime` of the monitor's `/proc/PID/stat`: tells it from a later process of the same PID.
+    /// Field `starttime` of the monitor's `/proc/PID/stat`: tells it from a later process of the
+    /// same PID.
     monitor_start: u64,
 }
 
@@ -59,7 +63,9 @@ pub(crate) fn run(run: &Path, timings: bool, json: bool) -> Result<(), Error> {
     if json {
         print_json(&containers);
     } else if timings {
-        containers.iter().for_each(|container| print!("{}", points(container)));
+        containers
+            .iter()
+            .for_each(|container| print!("{}", points(container)));
     } else {
         print!("{}", table(&containers));
     }
@@ -71,7 +77,8 @@ fn containers(run: &Path) -> Result<Vec<Container>, Error> {
     let mut found = Vec::new();
     for namespace in folders(run)? {
         for folder in folders(&namespace)? {
-            // Removed while we look, or its state not yet written: not a container any more, or not yet.
+            // Removed while we look, or its state not yet written: not a container any more, or not
+            // yet.
             let Some(state) = read::<State>(&folder.join("state.json"))? else {
                 continue;
             };
@@ -87,7 +94,10 @@ fn containers(run: &Path) -> Result<Vec<Container>, Error> {
 
 /// Folders in a folder, sorted; none if it is not there.
 fn folders(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    let failed = |source| Error::Read { path: path.to_owned(), source };
+    let failed = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -108,10 +118,18 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
+        Err(source) => {
+            return Err(Error::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
     };
     let parsed = serde_json::from_slice(&text);
-    parsed.map(Some).map_err(|source| Error::Parse { path: path.to_owned(), source })
+    parsed.map(Some).map_err(|source| Error::Parse {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// What a container does, with the start time of the process that has its monitor's PID now.
@@ -132,8 +150,22 @@ fn start_time(pid: u32) -> Option<u64> {
 }
 
 fn table(containers: &[Container]) -> Table {
-    let mut table = Table::new(&["NAMESPACE", "ID", "STATUS", "MODE", "TEMPLATE", "MONITOR", "SHIM"]);
-    let or_dash = |text: String| if text.is_empty() || text == "0" { "-".to_owned() } else { text };
+    let mut table = Table::new(&[
+        "NAMESPACE",
+        "ID",
+        "STATUS",
+        "MODE",
+        "TEMPLATE",
+        "MONITOR",
+        "SHIM",
+    ]);
+    let or_dash = |text: String| {
+        if text.is_empty() || text == "0" {
+            "-".to_owned()
+        } else {
+            text
+        }
+    };
     for Container { state, status, .. } in containers {
         table.row([
             state.namespace.clone(),
@@ -202,9 +234,16 @@ mod tests {
         fs::write(folder.join("state.json"), text.to_string()).unwrap();
         let points: Vec<_> = timings
             .iter()
-            .map(|(name, at_ns)| Point { name: (*name).into(), at_ns: *at_ns })
+            .map(|(name, at_ns)| Point {
+                name: (*name).into(),
+                at_ns: *at_ns,
+            })
             .collect();
-        fs::write(folder.join("timings.json"), serde_json::to_vec(&points).unwrap()).unwrap();
+        fs::write(
+            folder.join("timings.json"),
+            serde_json::to_vec(&points).unwrap(),
+        )
+        .unwrap();
     }
 
     #[test]
@@ -223,7 +262,10 @@ mod tests {
         assert!(found.iter().all(|container| container.status == "running"));
         let text = table(&found).to_string();
         assert_eq!(text.lines().count(), 4);
-        assert!(text.starts_with("NAMESPACE  ID  STATUS   MODE  TEMPLATE          MONITOR"), "{text}");
+        assert!(
+            text.starts_with("NAMESPACE  ID  STATUS   MODE  TEMPLATE          MONITOR"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -247,7 +289,16 @@ mod tests {
         assert_eq!(status(&state, Some(state.monitor_start)), "running");
         assert_eq!(status(&state, Some(state.monitor_start + 1)), "gone");
         assert_eq!(status(&state, None), "gone");
-        assert_eq!(status(&State { monitor_pid: 0, ..state }, None), "starting");
+        assert_eq!(
+            status(
+                &State {
+                    monitor_pid: 0,
+                    ..state
+                },
+                None
+            ),
+            "starting"
+        );
     }
 
     #[test]
@@ -255,9 +306,16 @@ mod tests {
         let container = Container {
             state: state("default", "c1"),
             status: "running",
-            timings: [("create.received", 1_000_000), ("agent.answered", 9_000_000), ("vcpu.entered", 4_500_000)]
-                .map(|(name, at_ns)| Point { name: name.into(), at_ns })
-                .to_vec(),
+            timings: [
+                ("create.received", 1_000_000),
+                ("agent.answered", 9_000_000),
+                ("vcpu.entered", 4_500_000),
+            ]
+            .map(|(name, at_ns)| Point {
+                name: name.into(),
+                at_ns,
+            })
+            .to_vec(),
         };
         let text = points(&container);
         let lines: Vec<_> = text.lines().collect();
@@ -268,7 +326,11 @@ mod tests {
 
     #[test]
     fn a_start_without_points_says_so() {
-        let container = Container { state: state("a", "b"), status: "starting", timings: Vec::new() };
+        let container = Container {
+            state: state("a", "b"),
+            status: "starting",
+            timings: Vec::new(),
+        };
         assert!(points(&container).ends_with("no time points yet\n"));
     }
 }

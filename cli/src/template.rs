@@ -45,7 +45,10 @@ pub(crate) fn base_spec(config: &Config) -> TemplateSpec {
 pub(crate) fn run(command: args::Template, config: &Config) -> Result<(), Error> {
     let store = Store::new(&config.paths.templates);
     match command {
-        args::Template::Build { which: args::Which::Base, force } => build(&store, config, force),
+        args::Template::Build {
+            which: args::Which::Base,
+            force,
+        } => build(&store, config, force),
         args::Template::Ls { quiet, json } => list(&store, config, quiet, json),
         args::Template::Inspect { id } => inspect(&store, &resolve(&store, config, id)?),
         args::Template::Rm { ids, all } => {
@@ -127,7 +130,10 @@ fn list(store: &Store, config: &Config, quiet: bool, json: bool) -> Result<(), E
             };
             Listed {
                 current: Some(&id) == current.as_ref(),
-                manifest: store.inspect(&id).ok().map(|template| template.manifest().clone()),
+                manifest: store
+                    .inspect(&id)
+                    .ok()
+                    .map(|template| template.manifest().clone()),
                 status,
                 id,
             }
@@ -142,12 +148,21 @@ fn list(store: &Store, config: &Config, quiet: bool, json: bool) -> Result<(), E
 }
 
 fn table(listed: &[Listed], now: u64) -> Table {
-    let mut table = Table::new(&["ID", "KIND", "VCPUS", "MEMORY", "ON DISK", "CREATED", "STATUS"]);
+    let mut table = Table::new(&[
+        "ID", "KIND", "VCPUS", "MEMORY", "ON DISK", "CREATED", "STATUS",
+    ]);
     for template in listed {
-        let show = |cell: &dyn Fn(&Manifest) -> String| template.manifest.as_ref().map_or("-".into(), cell);
+        let show = |cell: &dyn Fn(&Manifest) -> String| {
+            template.manifest.as_ref().map_or("-".into(), cell)
+        };
         table.row([
             template.id.clone(),
-            if template.current { "base, current" } else { "base" }.into(),
+            if template.current {
+                "base, current"
+            } else {
+                "base"
+            }
+            .into(),
             show(&|manifest| manifest.inputs.vcpus.to_string()),
             show(&|manifest| Bytes(manifest.inputs.memory_bytes).to_string()),
             show(&|manifest| Bytes(manifest.memory.data_bytes + manifest.state.bytes).to_string()),
@@ -159,7 +174,9 @@ fn table(listed: &[Listed], now: u64) -> Table {
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 fn inspect(store: &Store, id: &str) -> Result<(), Error> {
@@ -191,7 +208,10 @@ fn remove(store: &Store, config: &Config, ids: Vec<String>) -> Result<(), Error>
             for error in &failed {
                 eprintln!("forkvm: error: {error}");
             }
-            Err(Error::NotRemoved { failed: failed.len(), all })
+            Err(Error::NotRemoved {
+                failed: failed.len(),
+                all,
+            })
         }
     }
 }
@@ -239,6 +259,10 @@ mod tests {
         assert!(store.list().unwrap().is_empty());
         // One alone fails with its own message.
         let error = remove(&store, &config(), vec!["ffffffffffffffff".into()]).unwrap_err();
-        assert!(error.to_string().contains("there is no template ffffffffffffffff"));
+        assert!(
+            error
+                .to_string()
+                .contains("there is no template ffffffffffffffff")
+        );
     }
 }

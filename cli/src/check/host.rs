@@ -16,8 +16,8 @@ use nix::{
 
 use super::Finding;
 
-/// Oldest kernel: `cgroup.kill` (5.14), `mount_setattr` with idmapped mounts (5.12) and the new mount API on
-/// overlayfs are there, and the older long-term kernels' KVM was never tried.
+/// Oldest kernel: `cgroup.kill` (5.14), `mount_setattr` with idmapped mounts (5.12) and the new
+/// mount API on overlayfs are there, and the older long-term kernels' KVM was never tried.
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
 const CGROUP: &str = "/sys/fs/cgroup";
@@ -32,13 +32,21 @@ pub(super) fn check(tell: &mut dyn FnMut(Finding)) {
     let release = uname().map(|names| names.release().to_string_lossy().into_owned());
     tell(match &release {
         Ok(release) => kernel(release),
-        Err(error) => Finding::fail("kernel", format!("its version cannot be read: {error}"), "report this"),
+        Err(error) => Finding::fail(
+            "kernel",
+            format!("its version cannot be read: {error}"),
+            "report this",
+        ),
     });
     tell(cgroup(
         statfs(CGROUP).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC),
         &fs::read_to_string(format!("{CGROUP}/cgroup.controllers")).unwrap_or_default(),
     ));
-    tell(tun(OpenOptions::new().read(true).write(true).open(TUN).map(drop)));
+    tell(tun(OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(TUN)
+        .map(drop)));
     tell(overlay(
         &fs::read_to_string("/proc/filesystems").unwrap_or_default(),
         release.is_ok_and(|release| {
@@ -104,7 +112,7 @@ fn cgroup(version_2: bool, controllers: &str) -> Finding {
         Finding::warn(
             CHECK,
             format!("without the controllers {}", missing.join(", ")),
-            "limits that need them cannot be set: boot with cgroup_enable=NAME, or leave cgroup v1 for them",
+            "limits that need them cannot be set: boot with cgroup_enable=NAME",
         )
     }
 }
@@ -159,7 +167,12 @@ mod tests {
 
     #[test]
     fn kernels_are_compared_by_number() {
-        for release in ["5.15.0", "5.15.0-91-generic", "6.12.107+deb13-cloud-amd64", "10.0"] {
+        for release in [
+            "5.15.0",
+            "5.15.0-91-generic",
+            "6.12.107+deb13-cloud-amd64",
+            "10.0",
+        ] {
             assert_eq!(kernel(release).status, Status::Ok, "{release}");
         }
         for release in ["5.14.21", "5.4.0-rc1", "4.19.0"] {
@@ -172,7 +185,10 @@ mod tests {
     #[test]
     fn cgroup_names_what_is_missing() {
         assert_eq!(cgroup(false, "cpu").status, Status::Fail);
-        assert_eq!(cgroup(true, "cpuset cpu io memory hugetlb pids rdma\n").status, Status::Ok);
+        assert_eq!(
+            cgroup(true, "cpuset cpu io memory hugetlb pids rdma\n").status,
+            Status::Ok
+        );
         let finding = cgroup(true, "cpuset cpu io pids");
         assert_eq!(finding.status, Status::Warn);
         assert!(finding.found.ends_with("memory"));
@@ -180,7 +196,10 @@ mod tests {
 
     #[test]
     fn overlay_may_be_built_in_or_a_module() {
-        assert_eq!(overlay("nodev\tsysfs\nnodev\toverlay\n", false).status, Status::Ok);
+        assert_eq!(
+            overlay("nodev\tsysfs\nnodev\toverlay\n", false).status,
+            Status::Ok
+        );
         assert_eq!(overlay("nodev\tsysfs\n", true).status, Status::Ok);
         assert_eq!(overlay("nodev\toverlayfoo\n", false).status, Status::Fail);
     }

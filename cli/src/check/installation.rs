@@ -12,7 +12,7 @@ use forkvm_config::{Config, StartMode};
 use forkvm_vmm::template::{Error, Store};
 use nix::sys::statvfs::statvfs;
 
-use super::Finding;
+use super::{Finding, Status};
 use crate::output::Bytes;
 
 const INSTALL: &str = "install forkvm (make install)";
@@ -30,12 +30,29 @@ const LEAST_ROOM: u64 = 128 << 20;
 /// Asks about the files that the configuration names.
 pub(super) fn check(config: &Config, tell: &mut dyn FnMut(Finding)) {
     let paths = &config.paths;
-    tell(file("guest kernel", &paths.kernel, ELF, "an uncompressed vmlinux"));
-    tell(file("initramfs", &paths.initramfs, NEWC, "an uncompressed newc archive"));
+    let kernel = file(
+        "guest kernel",
+        &paths.kernel,
+        ELF,
+        "an uncompressed vmlinux",
+    );
+    let initramfs = file(
+        "initramfs",
+        &paths.initramfs,
+        NEWC,
+        "an uncompressed newc archive",
+    );
+    let has_guest = kernel.status == Status::Ok && initramfs.status == Status::Ok;
+    tell(kernel);
+    tell(initramfs);
     tell(program("monitor", &paths.monitor));
-    tell(shim(env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()));
+    tell(shim(
+        env::var_os("PATH")
+            .map(|path| env::split_paths(&path).collect())
+            .unwrap_or_default(),
+    ));
     tell(room(&paths.templates, config.vm.memory_mib << 20));
-    if config.start.mode == StartMode::Fork {
+    if config.start.mode == StartMode::Fork && has_guest {
         tell(base(config));
     }
 }
@@ -58,31 +75,53 @@ fn program(check: &'static str, path: &Path) -> Finding {
     if is_program(path) {
         Finding::ok(check, path.display().to_string())
     } else {
-        Finding::fail(check, format!("{} is not an executable file", path.display()), INSTALL)
+        Finding::fail(
+            check,
+            format!("{} is not an executable file", path.display()),
+            INSTALL,
+        )
     }
 }
 
 fn shim(folders: Vec<PathBuf>) -> Finding {
-    match folders.iter().map(|folder| folder.join(SHIM)).find(|path| is_program(path)) {
+    match folders
+        .iter()
+        .map(|folder| folder.join(SHIM))
+        .find(|path| is_program(path))
+    {
         Some(path) => Finding::ok("shim", path.display().to_string()),
-        None => Finding::fail("shim", format!("no {SHIM} in PATH, where containerd looks for it"), INSTALL),
+        None => Finding::fail(
+            "shim",
+            format!("no {SHIM} in PATH, where containerd looks for it"),
+            INSTALL,
+        ),
     }
 }
 
 /// Room on the file system of the template store, which may not exist yet.
 fn room(store: &Path, memory_bytes: u64) -> Finding {
-    let existing = store.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+    let existing = store
+        .ancestors()
+        .find(|folder| folder.is_dir())
+        .unwrap_or(Path::new("/"));
     match statvfs(existing) {
-        Ok(stat) => {
-            enough(store, u64::from(stat.blocks_available()) * stat.fragment_size(), memory_bytes)
-        }
-        Err(error) => Finding::fail("room for templates", format!("{}: {error}", existing.display()), "check the disk"),
+        Ok(stat) => enough(
+            store,
+            stat.blocks_available() * stat.fragment_size(),
+            memory_bytes,
+        ),
+        Err(error) => Finding::fail(
+            "room for templates",
+            format!("{}: {error}", existing.display()),
+            "check the disk",
+        ),
     }
 }
 
 fn enough(store: &Path, available: u64, memory_bytes: u64) -> Finding {
     let found = format!("{} free for {}", Bytes(available), store.display());
-    let todo = "free some, or set paths.templates in the configuration to a folder on another file system";
+    let todo =
+        "free some, or set paths.templates in the configuration to a folder on another file system";
     if available < LEAST_ROOM {
         Finding::fail("room for templates", found, todo)
     } else if available < memory_bytes {
@@ -96,7 +135,7 @@ fn enough(store: &Path, available: u64, memory_bytes: u64) -> Finding {
     }
 }
 
-/// The base template, without which the first container waits for it to be built.
+/// The base template. It is made after the installation, so one that is missing is no failure here.
 fn base(config: &Config) -> Finding {
     const CHECK: &str = "base template";
     let store = Store::new(&config.paths.templates);
@@ -108,17 +147,16 @@ fn base(config: &Config) -> Finding {
         Err(Error::Missing { .. }) => Finding::warn(
             CHECK,
             "not built yet",
-            "run `forkvm template build base`, or the first container waits for it",
+            "run `forkvm template build base`: containers are forked from it",
         ),
         // The message says what to do.
-        Err(error) => Finding::warn(CHECK, error.to_string(), ""),
+        Err(error) => Finding::warn(CHECK, "cannot be used", error.to_string()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Status;
 
     fn write(folder: &Path, name: &str, content: &[u8], mode: u32) -> PathBuf {
         let path = folder.join(name);
@@ -131,15 +169,24 @@ mod tests {
     fn files_are_told_by_their_first_bytes() {
         let folder = tempfile::tempdir().unwrap();
         let kernel = write(folder.path(), "vmlinux", b"\x7fELF\x02", 0o644);
-        assert_eq!(file("guest kernel", &kernel, ELF, "a vmlinux").status, Status::Ok);
+        assert_eq!(
+            file("guest kernel", &kernel, ELF, "a vmlinux").status,
+            Status::Ok
+        );
         let compressed = write(folder.path(), "bzImage", b"MZ\x00\x00\x00", 0o644);
         let finding = file("guest kernel", &compressed, ELF, "a vmlinux");
         assert_eq!(finding.status, Status::Fail);
         assert!(finding.found.ends_with("is not a vmlinux"));
         let empty = write(folder.path(), "empty", b"", 0o644);
-        assert_eq!(file("initramfs", &empty, NEWC, "an archive").status, Status::Fail);
+        assert_eq!(
+            file("initramfs", &empty, NEWC, "an archive").status,
+            Status::Fail
+        );
         let missing = folder.path().join("missing");
-        assert_eq!(file("initramfs", &missing, NEWC, "an archive").status, Status::Fail);
+        assert_eq!(
+            file("initramfs", &missing, NEWC, "an archive").status,
+            Status::Fail
+        );
     }
 
     #[test]
@@ -153,7 +200,11 @@ mod tests {
         write(other.path(), SHIM, b"", 0o755);
         let finding = shim(vec![folder.path().into(), other.path().into()]);
         assert_eq!(finding.status, Status::Ok);
-        assert!(finding.found.starts_with(&other.path().display().to_string()));
+        assert!(
+            finding
+                .found
+                .starts_with(&other.path().display().to_string())
+        );
     }
 
     #[test]

@@ -10,18 +10,18 @@ use crate::tiny_guest::{self, Ending, Entry, LOOP_INSTRUCTIONS};
 
 const DEVICE: &str = "/dev/kvm";
 
-/// Longest time for one run of the tiny guest, which takes about a millisecond on hardware and a hundred times
-/// that on a software processor.
+/// Longest time for one run of the tiny guest, which takes about a millisecond on hardware and a
+/// hundred times that on a software processor.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Instructions a second under which kernel-mode code is not executed but interpreted, in millions. Hardware does
-/// thousands, a software processor that translates does hundreds, an interpreter does two.
+/// Instructions a second under which kernel-mode code is not executed but interpreted, in millions.
+/// Hardware does thousands, a software processor that translates does hundreds, an interpreter does
+/// two.
 const INTERPRETED: f64 = 20.0;
 
 /// What to do where KVM cannot run the guest.
-const ANOTHER_HOST: &str =
-    "use a machine with AMD-V or VT-x and a complete KVM (in a virtual machine: nested virtualisation), or the test \
-     host: tests/host up";
+const ANOTHER_HOST: &str = "use hardware with AMD-V or VT-x, a virtual machine with nested \
+                            virtualisation, or the test host (tests/host)";
 
 /// Capabilities that the monitor uses (KVM API, 8), with the name that a message shows.
 const CAPABILITIES: &[(Cap, &str)] = &[
@@ -43,32 +43,55 @@ const CAPABILITIES: &[(Cap, &str)] = &[
     (Cap::Clocksource, "KVM_CAP_CLOCKSOURCE"),
 ];
 
-/// An instruction that kernels of today use if CPUID offers it: leaf, register, bit, and how to try it.
+/// A bit of CPUID.
+struct Feature {
+    leaf: u32,
+    register: fn(&kvm_bindings::kvm_cpuid_entry2) -> u32,
+    bit: u32,
+}
+
+/// An instruction that kernels of today use if CPUID offers it, and how to try it.
 struct Instruction {
     name: &'static str,
-    offered: Option<(u32, fn(&kvm_bindings::kvm_cpuid_entry2) -> u32, u32)>,
+    offered: Option<Feature>,
     entry: Entry,
 }
 
 const INSTRUCTIONS: &[Instruction] = &[
     Instruction {
         name: "CLAC",
-        offered: Some((7, |leaf| leaf.ebx, 20)),
+        offered: Some(Feature {
+            leaf: 7,
+            register: |leaf| leaf.ebx,
+            bit: 20,
+        }),
         entry: Entry::Clac,
     },
     Instruction {
         name: "POPCNT",
-        offered: Some((1, |leaf| leaf.ecx, 23)),
+        offered: Some(Feature {
+            leaf: 1,
+            register: |leaf| leaf.ecx,
+            bit: 23,
+        }),
         entry: Entry::Popcnt,
     },
     Instruction {
         name: "XRSTOR",
-        offered: Some((1, |leaf| leaf.ecx, 26)),
+        offered: Some(Feature {
+            leaf: 1,
+            register: |leaf| leaf.ecx,
+            bit: 26,
+        }),
         entry: Entry::Xrstor,
     },
     Instruction {
         name: "CMPXCHG16B",
-        offered: Some((1, |leaf| leaf.ecx, 13)),
+        offered: Some(Feature {
+            leaf: 1,
+            register: |leaf| leaf.ecx,
+            bit: 13,
+        }),
         entry: Entry::Cmpxchg16b,
     },
     Instruction {
@@ -80,11 +103,12 @@ const INSTRUCTIONS: &[Instruction] = &[
 
 impl Instruction {
     fn is_offered(&self, cpuid: &CpuId) -> bool {
-        self.offered.is_none_or(|(function, register, bit)| {
-            cpuid
-                .as_slice()
-                .iter()
-                .any(|leaf| leaf.function == function && leaf.index == 0 && register(leaf) >> bit & 1 == 1)
+        self.offered.as_ref().is_none_or(|feature| {
+            cpuid.as_slice().iter().any(|leaf| {
+                leaf.function == feature.leaf
+                    && leaf.index == 0
+                    && (feature.register)(leaf) >> feature.bit & 1 == 1
+            })
         })
     }
 }
@@ -103,7 +127,10 @@ pub(super) fn check(tell: &mut dyn FnMut(Finding)) {
             ANOTHER_HOST,
         ));
     }
-    tell(Finding::ok("kvm", format!("{DEVICE}, version {version} of the API")));
+    tell(Finding::ok(
+        "kvm",
+        format!("{DEVICE}, version {version} of the API"),
+    ));
     tell(capabilities(&|capability| kvm.check_extension(capability)));
     let run = |entry| tiny_guest::run(&kvm, entry, LIMIT);
     tell(system_call(run(Entry::SystemCall)));
@@ -114,7 +141,11 @@ pub(super) fn check(tell: &mut dyn FnMut(Finding)) {
                 .filter(|instruction| instruction.is_offered(&cpuid))
                 .map(|instruction| (instruction.name, run(instruction.entry))),
         ),
-        Err(error) => Finding::fail("kvm instructions", format!("KVM lists no CPUID: {error}"), ANOTHER_HOST),
+        Err(error) => Finding::fail(
+            "kvm instructions",
+            format!("KVM lists no CPUID: {error}"),
+            ANOTHER_HOST,
+        ),
     });
     // The fastest of three: the others may have waited for a processor.
     tell(speed((0..3).map(|_| run(Entry::Loop)).collect()));
@@ -124,8 +155,8 @@ pub(super) fn check(tell: &mut dyn FnMut(Finding)) {
 fn unusable(error: &io::Error) -> Finding {
     let todo = match error.kind() {
         io::ErrorKind::NotFound => {
-            "load the module kvm_amd or kvm_intel; if that fails, switch on AMD-V or VT-x in the firmware, or nested \
-             virtualisation for this virtual machine"
+            "load the module kvm_amd or kvm_intel; if that fails, switch on AMD-V or VT-x in the \
+             firmware, or nested virtualisation for this virtual machine"
         }
         io::ErrorKind::PermissionDenied => "run as root, or add yourself to the group kvm",
         _ => ANOTHER_HOST,
@@ -140,7 +171,10 @@ fn capabilities(offered: &dyn Fn(Cap) -> bool) -> Finding {
         .map(|(_, name)| *name)
         .collect();
     if missing.is_empty() {
-        Finding::ok("kvm capabilities", format!("all {} that are used", CAPABILITIES.len()))
+        Finding::ok(
+            "kvm capabilities",
+            format!("all {} that are used", CAPABILITIES.len()),
+        )
     } else {
         Finding::fail(
             "kvm capabilities",
@@ -158,7 +192,10 @@ fn system_call(run: Run) -> Finding {
         Ok(Ending::Good(_)) => Finding::ok(CHECK, "a guest made system calls from user mode"),
         Ok(ending) => Finding::fail(
             CHECK,
-            format!("{DEVICE} opens but does not run unmodified guests: {}", explain(&ending)),
+            format!(
+                "{DEVICE} opens but does not run unmodified guests: {}",
+                explain(&ending)
+            ),
             ANOTHER_HOST,
         ),
         Err(error) => Finding::fail(CHECK, error.to_string(), ANOTHER_HOST),
@@ -199,9 +236,16 @@ fn speed(runs: Vec<Run>) -> Finding {
     }
     let seconds = best.unwrap_or(LIMIT).as_secs_f64().max(1e-9);
     let millions = f64::from(LOOP_INSTRUCTIONS) / seconds / 1e6;
-    let found = format!("about {} million instructions a second in kernel mode", round(millions));
+    let found = format!(
+        "about {} million instructions a second in kernel mode",
+        round(millions)
+    );
     if millions < INTERPRETED {
-        Finding::fail(CHECK, format!("{found}: they are interpreted, not executed"), ANOTHER_HOST)
+        Finding::fail(
+            CHECK,
+            format!("{found}: they are interpreted, not executed"),
+            ANOTHER_HOST,
+        )
     } else {
         Finding::ok(CHECK, found)
     }
@@ -220,21 +264,32 @@ fn round(millions: f64) -> String {
 /// How the tiny guest ended, in words.
 fn explain(ending: &Ending) -> String {
     let during = |phase: &Option<tiny_guest::Phase>| {
-        phase.map_or_else(|| "at an unknown place".to_owned(), |phase| format!("in {}", phase.describe()))
+        phase.map_or_else(
+            || "at an unknown place".to_owned(),
+            |phase| format!("in {}", phase.describe()),
+        )
     };
     match ending {
         Ending::Good(_) => "it worked".into(),
         Ending::EntryLevel => {
-            "a system call from the guest's user mode arrives in its kernel without the kernel's privilege".into()
+            "a system call from the guest's user mode arrives without the kernel's privilege".into()
         }
         Ending::ReturnAddress => "a system call does not leave its return address".into(),
         Ending::WrongResult => "wrong result".into(),
         Ending::Exception { vector, phase } => format!("exception {vector} {}", during(phase)),
-        Ending::Emulation(phase) => format!("KVM gave up emulating an instruction {}", during(phase)),
-        Ending::FailEntry(reason) => format!("the processor refused to enter the guest, reason {reason:#x}"),
+        Ending::Emulation(phase) => {
+            format!("KVM gave up emulating an instruction {}", during(phase))
+        }
+        Ending::FailEntry(reason) => {
+            format!("the processor refused to enter the guest, reason {reason:#x}")
+        }
         Ending::Shutdown(phase) => format!("triple fault {}", during(phase)),
         Ending::TimedOut(phase) => {
-            format!("no answer within {} seconds, last seen {}", LIMIT.as_secs(), during(phase))
+            format!(
+                "no answer within {} seconds, last seen {}",
+                LIMIT.as_secs(),
+                during(phase)
+            )
         }
         Ending::Unexpected(exit) => format!("unexpected exit: {exit}"),
     }

@@ -1,8 +1,5 @@
 use super::*;
-use crate::{
-    check::Status,
-    tiny_guest::Phase,
-};
+use crate::{check::Status, tiny_guest::Phase};
 
 #[test]
 fn a_device_that_does_not_open_says_why_and_what_to_do() {
@@ -36,7 +33,10 @@ fn every_ending_but_a_good_one_fails() {
     for ending in [
         Ending::ReturnAddress,
         Ending::WrongResult,
-        Ending::Exception { vector: 13, phase: Some(Phase::SystemCall) },
+        Ending::Exception {
+            vector: 13,
+            phase: Some(Phase::SystemCall),
+        },
         Ending::Emulation(None),
         Ending::FailEntry(0x8000_0021),
         Ending::Shutdown(Some(Phase::EnterUser)),
@@ -44,7 +44,11 @@ fn every_ending_but_a_good_one_fails() {
         Ending::Unexpected("Hlt".into()),
     ] {
         let words = explain(&ending);
-        assert_eq!(instructions([("INT3", Ok(ending))].into_iter()).status, Status::Fail, "{words}");
+        assert_eq!(
+            instructions([("INT3", Ok(ending))].into_iter()).status,
+            Status::Fail,
+            "{words}"
+        );
     }
 }
 
@@ -83,27 +87,43 @@ fn only_instructions_that_cpuid_offers_are_tried() {
     };
     assert_eq!(offered(&[]), ["INT3"]);
     assert_eq!(offered(&[leaf(1, 0, 1 << 13)]), ["CMPXCHG16B", "INT3"]);
-    assert_eq!(offered(&[leaf(7, 1 << 20, 0), leaf(1, 0, 1 << 26)]), ["CLAC", "XRSTOR", "INT3"]);
+    assert_eq!(
+        offered(&[leaf(7, 1 << 20, 0), leaf(1, 0, 1 << 26)]),
+        ["CLAC", "XRSTOR", "INT3"]
+    );
 }
 
 #[test]
 fn an_interpreter_is_told_from_a_processor() {
     let run = |took: Duration| Ok(Ending::Good(Some(took)));
-    let loop_at = |millions: f64| Duration::from_secs_f64(f64::from(LOOP_INSTRUCTIONS) / millions / 1e6);
+    let loop_at =
+        |millions: f64| Duration::from_secs_f64(f64::from(LOOP_INSTRUCTIONS) / millions / 1e6);
     let slow = speed(vec![run(loop_at(1.0)), run(loop_at(2.0))]);
     assert_eq!(slow.status, Status::Fail);
-    assert!(slow.found.starts_with("about 2.0 million"), "{}", slow.found);
+    assert!(
+        slow.found.starts_with("about 2.0 million"),
+        "{}",
+        slow.found
+    );
     // One of three was slow: that one waited.
-    let fast = speed(vec![run(loop_at(1.0)), run(loop_at(3140.0)), run(loop_at(900.0))]);
+    let fast = speed(vec![
+        run(loop_at(1.0)),
+        run(loop_at(3140.0)),
+        run(loop_at(900.0)),
+    ]);
     assert_eq!(fast.status, Status::Ok);
-    assert!(fast.found.starts_with("about 3100 million"), "{}", fast.found);
+    assert!(
+        fast.found.starts_with("about 3100 million"),
+        "{}",
+        fast.found
+    );
     assert_eq!(speed(vec![Ok(Ending::TimedOut(None))]).status, Status::Fail);
 }
 
 #[test]
 fn this_machine_s_answers_are_consistent() {
-    // Whatever this machine's KVM can do: no device means one failure and nothing else; a device means five
-    // answers, and a guest that worked was fast enough to be executed by something.
+    // Whatever this machine's KVM can do: no device means one failure and nothing else; a device
+    // means five answers, and a guest that worked was fast enough to be executed by something.
     let mut findings = Vec::new();
     check(&mut |finding| findings.push(finding));
     if Kvm::new().is_err() {
@@ -113,7 +133,13 @@ fn this_machine_s_answers_are_consistent() {
         let checks: Vec<_> = findings.iter().map(|finding| finding.check).collect();
         assert_eq!(
             checks,
-            ["kvm", "kvm capabilities", "kvm 64-bit guest", "kvm instructions", "kvm speed"]
+            [
+                "kvm",
+                "kvm capabilities",
+                "kvm 64-bit guest",
+                "kvm instructions",
+                "kvm speed"
+            ]
         );
     }
 }

@@ -15,9 +15,9 @@ use serde::Serialize;
 pub(crate) enum Status {
     /// As it should be.
     Ok,
-    /// Containers start; something is missing or slow.
+    /// Something is to be done, but this machine can run containers.
     Warn,
-    /// Containers do not start.
+    /// This machine cannot run containers as it is.
     Fail,
 }
 
@@ -96,7 +96,11 @@ pub(crate) fn run(json: bool) -> ExitCode {
         Err(error) => tell(Finding::fail(
             "configuration",
             // One line, as every finding; the parser's messages have several.
-            error.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
+            error
+                .to_string()
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" "),
             "correct the file",
         )),
     }
@@ -140,7 +144,10 @@ mod tests {
     fn a_line_says_what_was_found_and_what_to_do() {
         let line = Finding::fail("tun", "no /dev/net/tun", "run `modprobe tun`").to_string();
         assert_eq!(line, "FAIL  tun: no /dev/net/tun; run `modprobe tun`");
-        assert_eq!(Finding::ok("tun", "/dev/net/tun").to_string(), "ok    tun: /dev/net/tun");
+        assert_eq!(
+            Finding::ok("tun", "/dev/net/tun").to_string(),
+            "ok    tun: /dev/net/tun"
+        );
         let line = Finding::warn("root", "not root", "run as root").to_string();
         assert_eq!(line, "warn  root: not root; run as root");
     }
@@ -154,7 +161,8 @@ mod tests {
     #[test]
     fn json_has_stable_names() {
         let value = serde_json::to_value(Finding::fail("a", "b", "c")).unwrap();
-        let expected = serde_json::json!({"status": "fail", "check": "a", "found": "b", "todo": "c"});
+        let expected =
+            serde_json::json!({"status": "fail", "check": "a", "found": "b", "todo": "c"});
         assert_eq!(value, expected);
     }
 }

@@ -1,4 +1,5 @@
-//! The display of a build: one line with the step and the time on a terminal, a line for each step elsewhere.
+//! The display of a build: one line with the step and the time on a terminal, a line for each step
+//! elsewhere.
 
 use std::{
     io::{IsTerminal as _, stderr},
@@ -26,7 +27,10 @@ impl Display {
             }
             line
         });
-        Self { began: Instant::now(), line }
+        Self {
+            began: Instant::now(),
+            line,
+        }
     }
 
     /// Shows a step.

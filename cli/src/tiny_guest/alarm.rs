@@ -7,20 +7,23 @@ use std::{
 
 use nix::{
     sys::{
-        signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction},
+        signal::{
+            SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction,
+        },
         timer::{Expiration, Timer, TimerSetTimeFlags},
     },
     time::ClockId,
     unistd::gettid,
 };
 
-/// How often the signal is repeated after the deadline. One that arrives just before the system call is
-/// entered interrupts nothing; the next one does.
+/// How often the signal is repeated after the deadline. One that arrives just before the system
+/// call is entered interrupts nothing; the next one does.
 const AGAIN: Duration = Duration::from_millis(20);
 
 extern "C" fn interrupt(_signal: libc::c_int) {}
 
-/// Installs the handler, once: it does nothing, its being there lets the signal interrupt system calls.
+/// Installs the handler, once: it does nothing, its being there lets the signal interrupt system
+/// calls.
 fn install() -> nix::Result<()> {
     static INSTALLED: OnceLock<nix::Result<()>> = OnceLock::new();
     *INSTALLED.get_or_init(|| {
@@ -29,13 +32,14 @@ fn install() -> nix::Result<()> {
             SaFlags::empty(),
             SigSet::empty(),
         );
-        // SAFETY: the handler is an empty function, which is async-signal-safe, and nothing else in this program
-        // uses SIGALRM.
+        // SAFETY: the handler is an empty function, which is async-signal-safe, and nothing else in
+        // this program uses SIGALRM.
         unsafe { sigaction(Signal::SIGALRM, &action) }.map(drop)
     })
 }
 
-/// A deadline; while it lives, system calls of the thread that made it end with EINTR once it has passed.
+/// A deadline; while it lives, system calls of the thread that made it end with EINTR once it has
+/// passed.
 pub(super) struct Alarm {
     deadline: Instant,
     _timer: Timer,

@@ -1,4 +1,5 @@
-//! The tiny guest's machine: one vCPU that starts in 64-bit kernel mode, 128 KiB of memory, no devices.
+//! The tiny guest's machine: one vCPU that starts in 64-bit kernel mode, 128 KiB of memory, no
+//! devices.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,8 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 const TASK_SELECTOR: u16 = 0x30;
 /// Bytes of a 64-bit task state segment without an I/O bitmap.
 const TASK_STATE_BYTES: u32 = 104;
-/// Bits of CR0: protection, monitor coprocessor, extension type, numeric error, write protection, paging.
+/// Bits of CR0: protection, monitor coprocessor, extension type, numeric error, write protection,
+/// paging.
 const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
 /// Bits of CR4: physical address extension, FXSR, SIMD exceptions.
 const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
@@ -145,8 +147,8 @@ fn watch(vcpu: &mut VcpuFd, alarm: &Alarm) -> Result<Ending, Error> {
     }
 }
 
-/// What an exception means. A system call that does not change the privilege level shows itself at the first
-/// instruction of the kernel's entry, whose page user mode cannot execute.
+/// What an exception means. A system call that does not change the privilege level shows itself at
+/// the first instruction of the kernel's entry, whose page user mode cannot execute.
 fn exception(number: u32, fault_address: u64) -> Ending {
     const PAGE_FAULT: u8 = 14;
     let vector = (number & 0xff) as u8;
@@ -187,8 +189,8 @@ fn memory() -> Result<GuestMemoryMmap<()>, Error> {
     Ok(memory)
 }
 
-/// Four levels of page tables (AMD64 manual volume 2, 5.3). Only the user's code and stack can be reached
-/// from user mode, only code is executed, and no code can be written.
+/// Four levels of page tables (AMD64 manual volume 2, 5.3). Only the user's code and stack can be
+/// reached from user mode, only code is executed, and no code can be written.
 fn page_tables(code_bytes: u64) -> Vec<(u64, u64)> {
     const PRESENT: u64 = 1;
     const WRITE: u64 = 1 << 1;
@@ -236,7 +238,8 @@ fn descriptors() -> Vec<(u64, u64)> {
     ]
 }
 
-/// The interrupt descriptor table: a gate to the handler of each exception (AMD64 manual volume 2, 4.8.4).
+/// The interrupt descriptor table: a gate to the handler of each exception (AMD64 manual volume 2,
+/// 4.8.4).
 fn interrupts() -> Vec<(u64, u64)> {
     /// Present, interrupt gate.
     const GATE: u64 = 0x8e << 40;
@@ -265,8 +268,9 @@ fn attach(vm: &VmFd, memory: &GuestMemoryMmap<()>) -> Result<(), Error> {
         memory_size: MEMORY_BYTES,
         userspace_addr: host.addr() as u64,
     };
-    // SAFETY: the region is the mapping that `memory` owns, of exactly this size, and `run` keeps `memory` until
-    // the vCPU and the VM are gone. Nothing else refers to its content while the guest runs.
+    // SAFETY: the region is the mapping that `memory` owns, of exactly this size, and `run` keeps
+    // `memory` until the vCPU and the VM are gone. Nothing else refers to its content while the
+    // guest runs.
     unsafe { vm.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
 }
 
@@ -363,7 +367,10 @@ mod tests {
     fn nothing_is_writable_and_executable() {
         for page in (PAGE..MEMORY_BYTES).step_by(PAGE as usize) {
             let flags = flags(page);
-            assert!(flags & 2 == 0 || flags >> 63 == 1, "page {page:#x}: {flags:#x}");
+            assert!(
+                flags & 2 == 0 || flags >> 63 == 1,
+                "page {page:#x}: {flags:#x}"
+            );
         }
     }
 
@@ -379,7 +386,10 @@ mod tests {
     #[test]
     fn a_fault_at_the_kernel_s_entry_is_told_from_others() {
         let number = |vector: u32, phase: Phase| vector | (phase as u32) << 8;
-        assert_eq!(exception(number(14, Phase::User), PROGRAM + 0x80), Ending::EntryLevel);
+        assert_eq!(
+            exception(number(14, Phase::User), PROGRAM + 0x80),
+            Ending::EntryLevel
+        );
         for (vector, phase, address) in [
             (14, Phase::User, program::USER_STACK),
             (14, Phase::Kernel, PROGRAM + 0x80),
@@ -387,7 +397,13 @@ mod tests {
         ] {
             let ending = exception(number(vector, phase), address);
             let vector = vector as u8;
-            assert_eq!(ending, Ending::Exception { vector, phase: Some(phase) });
+            assert_eq!(
+                ending,
+                Ending::Exception {
+                    vector,
+                    phase: Some(phase)
+                }
+            );
         }
     }
 

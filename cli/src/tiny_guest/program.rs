@@ -1,11 +1,11 @@
 //! The program of the tiny guest, in assembly: what its kernel and its one user page hold.
 //!
-//! It is assembled with this crate and copied into the guest, so it refers to itself relative to the
-//! instruction pointer alone. Its first page is the kernel's, its second is the user's.
+//! It is assembled with this crate and copied into the guest, so it refers to itself relative to
+//! the instruction pointer alone. Its first page is the kernel's, its second is the user's.
 //!
-//! It speaks to the host by two ports, four bytes at a time: [`REPORT_PORT`] takes one of the `REPORT_`
-//! numbers, [`EXCEPTION_PORT`] takes the vector of an exception in bits 0 to 7 and the [`Phase`] in which
-//! it was taken in bits 8 to 15.
+//! It speaks to the host by two ports, four bytes at a time: [`REPORT_PORT`] takes one of the
+//! `REPORT_` numbers, [`EXCEPTION_PORT`] takes the vector of an exception in bits 0 to 7 and the
+//! [`Phase`] in which it was taken in bits 8 to 15.
 
 use std::{arch::global_asm, slice};
 
@@ -284,8 +284,8 @@ forkvm_tiny_end:
     report_loop = const REPORT_LOOP,
 );
 
-// SAFETY: these symbols are defined by the assembly above. Only their addresses are used; the section they
-// lie in is read-only data of this program for as long as it runs.
+// SAFETY: these symbols are defined by the assembly above. Only their addresses are used; the
+// section they lie in is read-only data of this program for as long as it runs.
 unsafe extern "C" {
     safe static forkvm_tiny_start: u8;
     safe static forkvm_tiny_system_call: u8;
@@ -322,8 +322,8 @@ pub(crate) enum Entry {
 /// The program's bytes: a whole number of pages.
 pub(super) fn bytes() -> &'static [u8] {
     let start = &raw const forkvm_tiny_start;
-    // SAFETY: the assembly puts both labels into one read-only section, `end` after `start`, and everything
-    // between them is initialised and never written.
+    // SAFETY: the assembly puts both labels into one read-only section, `end` after `start`, and
+    // everything between them is initialised and never written.
     unsafe { slice::from_raw_parts(start, offset_of(&raw const forkvm_tiny_end)) }
 }
 
