@@ -5,14 +5,25 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// A tmpfs in a mount namespace of the test's thread.
 pub(super) struct Place {
-    // Kept for the directory's life; the mount on it ends with the thread's namespace.
+    // Kept for the directory's life.
     _dir: tempfile::TempDir,
     path: PathBuf,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // With everything that is mounted below; then the directory can be removed.
+        if let Err(error) = unmount(&self.path, UnmountFlags::DETACH) {
+            eprintln!("{} stays mounted: {error}", self.path.display());
+        }
+    }
 }
 
 fn need_root(what: &str, error: rustix::io::Errno) -> ! {
