@@ -15,11 +15,8 @@ install_build() {
     touch "$list"
     changed=$(LC_ALL=C comm -13 "$list" "$list.new" | sed 's/.*  //')
     gone=$(LC_ALL=C comm -13 <(sed 's/.*  //' "$list.new" | LC_ALL=C sort) <(sed 's/.*  //' "$list" | LC_ALL=C sort))
-    if [[ -n $changed$gone ]]; then
-        # tar replaces files, it does not write to them: a binary that runs could not be written to.
-        tar -C "$stage" -cf - --owner=0 --group=0 -T - <<<"$changed" |
-            in_host "cd / && rm -f $(tr '\n' ' ' <<<"$gone") && tar --no-overwrite-dir -xf -"
-    fi
+    [[ -z $gone ]] || in_host "cd / && rm -f $(tr '\n' ' ' <<<"$gone")"
+    [[ -z $changed ]] || send_files / -C "$stage" --no-recursion -T - <<<"$changed"
     mv "$list.new" "$list"
     rm -rf "$stage"
 }

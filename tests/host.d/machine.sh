@@ -3,7 +3,7 @@
 #
 # State, in $run: pid and mode of QEMU, port (ssh, on 127.0.0.1), image (folder in the cache that it runs on),
 # disk.qcow2 (overlay on that image's disk), console.log, qemu.log, ready (FIFO: the second serial port),
-# ssh.control (the connection that all commands share), installed (what is installed).
+# qmp.in and qmp.out (FIFOs: control), ssh.control (the connection that all commands share), installed (what is installed).
 
 # Without CMPXCHG16B: QEMU before 8.0 computes the flags after it from stale state, and Linux (SLUB) crashes
 # sooner or later. EPYC-v1 is some 20 per cent faster than `max`; AVX would only make the saved state larger.
@@ -46,18 +46,27 @@ start() {
     local mode=$1 disk=$2 port
     shift 2
     port=$(free_port)
+    rm -f "$run"/qmp.{in,out}
+    mkfifo "$run"/qmp.{in,out}
     echo "$port" >"$run/port"
     echo "$mode" >"$run/mode"
     # shellcheck disable=SC2046,SC2086
-    setsid qemu-system-x86_64 -name "forkvm-host-$name" -nodefaults -no-user-config -display none -no-reboot \
-        -M q35 -cpu "$cpu" -m "$memory" $(mode_arguments "$mode") \
-        -kernel "$image/vmlinuz" -initrd "$image/initrd" -append "$(echo $kernel_arguments)" \
-        -drive "file=$disk,format=qcow2,if=virtio,cache=unsafe,discard=unmap" \
-        -netdev "user,id=net,hostfwd=tcp:127.0.0.1:$port-:22" -device virtio-net-pci,netdev=net \
-        -device virtio-rng-pci \
-        -serial "file:$run/console.log" -chardev stdio,id=ready,signal=off -serial chardev:ready \
-        "$@" </dev/null 2>"$run/qemu.log" {to_user}>&- {up_lock}>&- &
-    echo $! >"$run/pid"
+    {
+        setsid qemu-system-x86_64 -name "forkvm-host-$name" -nodefaults -no-user-config -display none -no-reboot \
+            -M q35 -cpu "$cpu" -m "$memory" $(mode_arguments "$mode") \
+            -kernel "$image/vmlinuz" -initrd "$image/initrd" -append "${kernel_arguments//$'\n' / }" \
+            -drive "file=$disk,format=qcow2,if=virtio,cache=unsafe,discard=unmap" \
+            -netdev "user,id=net,hostfwd=tcp:127.0.0.1:$port-:22,guestfwd=tcp:$parcel_address-cmd:cat $run/parcel" -device virtio-net-pci,netdev=net \
+            -device virtio-rng-pci \
+            -serial "file:$run/console.log" -chardev stdio,id=ready,signal=off -serial chardev:ready \
+            -chardev "pipe,id=qmp,path=$run/qmp" -mon chardev=qmp,mode=control \
+            "$@" </dev/null 2>"$run/qemu.log" &
+        echo $! >"$run/pid"
+        wait $!
+        # Whoever waits in qmp_open for a QEMU that has ended goes on now, to read end of file.
+        # shellcheck disable=SC2188
+        [[ ! -p $run/qmp.in ]] || { <>"$run/qmp.in" <>"$run/qmp.out"; }
+    } 2>/dev/null {to_user}>&- {up_lock}>&- &
 }
 
 # Boots MODE on DISK and waits until the host reports itself ready.
@@ -118,5 +127,5 @@ stop() {
         kill "$pid"
         tail --pid="$pid" -f /dev/null
     fi
-    rm -f "$run"/{pid,port,mode,ready,disk.qcow2,ssh.control,installed}
+    rm -f "$run"/{pid,port,mode,ready,qmp.in,qmp.out,disk.qcow2,ssh.control,installed}
 }

@@ -44,40 +44,49 @@ json_blob() {
     blob "$file"
 }
 
-# image NAME CONFIG LAYER...: writes $build/out/NAME.tar, the image forkvm.local/NAME:1.
+# image NAME CONFIG LAYER...: stores the image forkvm.local/NAME:1 and appends what the layouts need to know of it to
+# $build/images, one line of JSON: {name, manifest, size, config, layers}. CONFIG is the `config` of its configuration.
+# shellcheck disable=SC2016 # the variables are jq's
 image() {
-    local digest name=forkvm.local/$1:1 file=$build/out/$1.tar execution=$2 created config manifest layers descriptors tree
+    local name=forkvm.local/$1:1 execution=$2 layers descriptors config manifest digest
     shift 2
-    created=$(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)
     layers=$(printf '%s\n' "$@" | jq -Rcn '[inputs]')
-    # shellcheck disable=SC2016 # the variables are jq's
-    {
-        config=$(json_blob --argjson layers "$layers" --argjson execution "$execution" --arg created "$created" '{
-            architecture: "amd64", os: "linux", created: $created,
-            config: ($execution + {Env: ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}),
-            rootfs: {type: "layers", diff_ids: [$layers[] | "sha256:" + .]},
-            history: [$layers[] | {created: $created, created_by: "tests/images/build"}]}')
-        descriptors=$(for digest in "$@"; do
-            jq -cn --arg digest "sha256:$digest" --argjson size "$(stat -c %s "$build/blobs/$digest")" \
-                '{mediaType: "application/vnd.oci.image.layer.v1.tar", $digest, $size}'
-        done | jq -cs .)
-        manifest=$(json_blob --argjson layers "$descriptors" --arg config "sha256:$config" \
-            --argjson size "$(stat -c %s "$build/blobs/$config")" '{
-            schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json",
-            config: {mediaType: "application/vnd.oci.image.config.v1+json", digest: $config, $size}, $layers}')
+    config=$(json_blob --argjson layers "$layers" --argjson execution "$execution" \
+        --arg created "$(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)" '{
+        architecture: "amd64", os: "linux", $created,
+        config: ($execution + {Env: ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}),
+        rootfs: {type: "layers", diff_ids: [$layers[] | "sha256:" + .]},
+        history: [$layers[] | {$created, created_by: "tests/images/build"}]}')
+    descriptors=$(for digest in "$@"; do
+        jq -cn --arg digest "sha256:$digest" --argjson size "$(stat -c %s "$build/blobs/$digest")" \
+            '{mediaType: "application/vnd.oci.image.layer.v1.tar", $digest, $size}'
+    done | jq -cs .)
+    manifest=$(json_blob --argjson layers "$descriptors" --arg config "sha256:$config" \
+        --argjson size "$(stat -c %s "$build/blobs/$config")" '{
+        schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json",
+        config: {mediaType: "application/vnd.oci.image.config.v1+json", digest: $config, $size}, $layers}')
+    jq -cn --arg name "$name" --arg manifest "$manifest" --argjson size "$(stat -c %s "$build/blobs/$manifest")" \
+        --arg config "$config" --argjson layers "$layers" '{$name, $manifest, $size, $config, $layers}' >>"$build/images"
+}
 
-        tree=$(mktemp -d "$build/layout.XXXXXX")
-        mkdir -p "$tree/blobs/sha256"
-        for digest in "$config" "$manifest" "$@"; do ln "$build/blobs/$digest" "$tree/blobs/sha256/$digest"; done
-        jq -cnj '{imageLayoutVersion: "1.0.0"}' >"$tree/oci-layout"
-        jq -cnj --arg digest "sha256:$manifest" --argjson size "$(stat -c %s "$build/blobs/$manifest")" --arg name "$name" '{
-            schemaVersion: 2, mediaType: "application/vnd.oci.image.index.v1+json",
-            manifests: [{mediaType: "application/vnd.oci.image.manifest.v1+json", $digest, $size,
-                platform: {architecture: "amd64", os: "linux"},
-                annotations: {"io.containerd.image.name": $name, "org.opencontainers.image.ref.name": "1"}}]}' >"$tree/index.json"
-        jq -cnj --arg config "blobs/sha256/$config" --arg name "$name" --argjson layers "$layers" \
-            '[{Config: $config, RepoTags: [$name], Layers: [$layers[] | "blobs/sha256/" + .]}]' >"$tree/manifest.json"
-    }
+# layout FILE [NAME]: writes the tar FILE with the image NAME, or with all images.
+# shellcheck disable=SC2016
+layout() {
+    local file=$1 tree chosen digest
+    tree=$(mktemp -d "$build/layout.XXXXXX")
+    chosen=$(jq -c --arg name "forkvm.local/${2:-}:1" 'select($name == "forkvm.local/:1" or .name == $name)' "$build/images" | jq -cs .)
+    mkdir -p "$tree/blobs/sha256"
+    for digest in $(jq -r '.[] | .manifest, .config, .layers[]' <<<"$chosen" | sort -u); do
+        ln "$build/blobs/$digest" "$tree/blobs/sha256/$digest"
+    done
+    jq -cnj '{imageLayoutVersion: "1.0.0"}' >"$tree/oci-layout"
+    jq -cj '{schemaVersion: 2, mediaType: "application/vnd.oci.image.index.v1+json", manifests: [.[] | {
+            mediaType: "application/vnd.oci.image.manifest.v1+json", digest: ("sha256:" + .manifest), size,
+            platform: {architecture: "amd64", os: "linux"},
+            annotations: {"io.containerd.image.name": .name, "org.opencontainers.image.ref.name": "1"}}]}' \
+        <<<"$chosen" >"$tree/index.json"
+    jq -cj '[.[] | {Config: ("blobs/sha256/" + .config), RepoTags: [.name], Layers: [.layers[] | "blobs/sha256/" + .]}]' \
+        <<<"$chosen" >"$tree/manifest.json"
     tar -C "$tree" -cf "$file" --format=gnu --sort=name --numeric-owner --owner=0 --group=0 --mode=u=rwX,go=rX \
         --mtime="@$epoch" --hard-dereference oci-layout index.json manifest.json blobs
 }
