@@ -45,7 +45,7 @@ deps: ## install the Debian packages that are missing
 build: binaries guest ## everything that is installed
 
 binaries:
-	cargo build --release --locked -p forkvm -p forkvm-shim -p forkvm-vmm --bins --target-dir $(TARGET)
+	cargo build --release --locked -p forkvm -p forkvm-shim -p forkvm-vmm -p forkvm-tests --bins --target-dir $(TARGET)
 
 # The guest has no libraries: the agent is linked statically, libseccomp included.
 agent:

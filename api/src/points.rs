@@ -23,6 +23,9 @@ pub const STATE_RESTORED: &str = "state.restored";
 pub const VCPU_ENTERED: &str = "vcpu.entered";
 /// vCPU 0 has come back from its first exit: the guest has executed instructions.
 pub const VCPU_FIRST_EXIT: &str = "vcpu.first_exit";
+/// The agent has applied the identity: the moment of its answer less the time that it says it
+/// then took to make the container.
+pub const IDENTITY_APPLIED: &str = "identity.applied";
 /// The agent's answer to Create has arrived: identity applied, container made.
 pub const AGENT_ANSWERED: &str = "agent.answered";
 /// `Create` is answered.
@@ -43,6 +46,7 @@ pub const ALL: &[&str] = &[
     STATE_RESTORED,
     VCPU_ENTERED,
     VCPU_FIRST_EXIT,
+    IDENTITY_APPLIED,
     AGENT_ANSWERED,
     CREATE_DONE,
     START_RECEIVED,

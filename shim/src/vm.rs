@@ -32,7 +32,7 @@ use crate::{
     rootfs,
     run_state::State,
     spec::{self, Host, Network, Plan},
-    timings::Points,
+    timings::{self, Points},
 };
 
 mod footprint;
@@ -465,9 +465,15 @@ impl Machine for Vm {
             &self.plan.hostname,
         )?)
         .into();
-        self.call("create", self.agent.create(no_limit(), &request))
+        let answer = self
+            .call("create", self.agent.create(no_limit(), &request))
             .await?;
-        self.points().take(points::AGENT_ANSWERED);
+        let answered = timings::now();
+        self.points().add(
+            points::IDENTITY_APPLIED,
+            answered.saturating_sub(answer.create_ns),
+        );
+        self.points().add(points::AGENT_ANSWERED, answered);
         self.footprint.lock().await.set_quota(&self.plan)?;
         let hooks = &self.plan.hooks;
         #[allow(deprecated)] // Docker still uses it, and runc still runs it.

@@ -5,7 +5,7 @@ use std::{fmt, io};
 use crate::process::Output;
 
 /// At most this much of an output is shown; the middle is left out.
-const SHOWN: usize = 2000;
+const SHOWN: usize = 1200;
 
 /// Why a case failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -53,7 +53,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}", self.message)?;
         if let Some(output) = &self.output {
-            write!(out, "\ncommand: {}", output.command)?;
+            let command = excerpt(output.command.as_bytes());
+            write!(out, "\ncommand: {command}")?;
             write!(
                 out,
                 "\nended:   {} after {:.1} s",

@@ -5,6 +5,7 @@ pub mod case;
 pub mod config_file;
 pub mod container;
 pub mod failure;
+pub mod figures;
 pub mod leak;
 pub mod machine;
 pub mod process;

@@ -1,3 +1,126 @@
-//! Not built yet.
+//! Measures on this machine, and shows what was measured.
 
-fn main() {}
+use std::{
+    fs,
+    io::stdin,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use forkvm_tests::{
+    failure::Failure,
+    figures::{calibration::Calibration, demo, measure, memory, report, show},
+    machine::{Machine, Runtime},
+};
+
+/// Measures forkvm beside runc on this machine, and shows what was measured.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Containers beside runc, cold boot beside fork, and the memory of each.
+    Demo {
+        /// How many measured runs of each.
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        runs: usize,
+        /// How this machine keeps time: counted, parallel or hardware.
+        #[arg(long, value_name = "MODE")]
+        mode: String,
+        /// Leave out the memory of many containers.
+        #[arg(long)]
+        no_crowd: bool,
+        /// Folder for the report.
+        #[arg(long, default_value = "/var/lib/forkvm-figures", value_name = "FOLDER")]
+        out: PathBuf,
+    },
+    /// Run the calibration loops and print what they took.
+    Calibrate,
+    /// Show the reports in a folder as one table.
+    Show {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// As an OCI hook: write down the private memory of the container's process.
+    #[command(hide = true)]
+    Hook {
+        /// The file to write to.
+        answer: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("forkvm-figures: error: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Demo {
+            runs,
+            mode,
+            no_crowd,
+            out,
+        } => {
+            let runtimes = [Runtime::Runc, Runtime::Forkvm];
+            let machine = Machine::look(&runtimes, measure::deadline())?;
+            demo::run(&machine, runs, &mode, !no_crowd, &out)
+        }
+        Command::Calibrate => {
+            let taken = serde_json::to_string(&Calibration::take()?);
+            let text = taken.map_err(|error| Failure::new(error.to_string()))?;
+            println!("{text}");
+            Ok(())
+        }
+        Command::Show { folder } => show_reports(&folder),
+        Command::Hook { answer } => hook(&answer),
+    }
+}
+
+fn show_reports(folder: &Path) -> Result<(), Failure> {
+    let entries = fs::read_dir(folder)
+        .map_err(|_| Failure::new("nothing has been measured yet; run: make figures NAME=demo"))?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| {
+            Some(
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_suffix(".json")?
+                    .to_owned(),
+            )
+        })
+        .filter(|name| !name.ends_with(".samples"))
+        .collect();
+    names.sort();
+    let mut reports = Vec::new();
+    for name in names {
+        let figures = report::read(&folder.join(format!("{name}.json")))?;
+        reports.push((name, figures));
+    }
+    println!("{}", show::reports(&reports));
+    Ok(())
+}
+
+/// The state of the container comes on standard input (OCI runtime specification, "Hooks").
+fn hook(answer: &Path) -> Result<(), Failure> {
+    let state: serde_json::Value = serde_json::from_reader(stdin())
+        .map_err(|error| Failure::new(format!("the container's state is not JSON: {error}")))?;
+    let pid = state["pid"]
+        .as_u64()
+        .and_then(|pid| u32::try_from(pid).ok());
+    let pid = pid.ok_or_else(|| Failure::new("the container's state names no process"))?;
+    let bytes = memory::private_dirty(pid)?;
+    fs::write(answer, bytes.to_string()).map_err(Failure::io(answer.display()))
+}

@@ -29,10 +29,15 @@ pub(super) fn cases() -> Vec<Case> {
         ),
         row(
             "image/nginx-serves-a-page",
-            // In the background it returns when it listens.
+            // As a daemon it returns when it listens.
             ctr(NGINX)
-                .sh("nginx && exec 3<>/dev/tcp/127.0.0.1/80 && \
-                     printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3")
+                .command([
+                    "bash",
+                    "-c",
+                    "sed 's/daemon off/daemon on/' /etc/nginx/nginx.conf >/etc/nginx/on.conf && \
+                     nginx -c /etc/nginx/on.conf && exec 3<>/dev/tcp/127.0.0.1/80 && \
+                     printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3",
+                ])
                 .stdout_has(["HTTP/1.1 200 OK", "<title>"]),
         ),
     ]

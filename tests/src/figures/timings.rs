@@ -1,0 +1,138 @@
+//! The time points of starts, as the shim appends them to the file `log.timings`: a line of JSON
+//! for each start.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use forkvm_api::points;
+use serde::Deserialize;
+
+use super::samples::Samples;
+use crate::failure::Failure;
+
+/// The points of one start.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Start {
+    /// The container.
+    pub id: String,
+    /// `fork` or `boot`.
+    pub mode: String,
+    points: Vec<Point>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Point {
+    name: String,
+    at_ns: u64,
+}
+
+impl Start {
+    /// When a point was passed, in nanoseconds of CLOCK_MONOTONIC.
+    ///
+    /// # Errors
+    /// A point that this start did not record.
+    pub fn at(&self, name: &str) -> Result<u64, Failure> {
+        let point = self.points.iter().find(|point| point.name == name);
+        point.map(|point| point.at_ns).ok_or_else(|| {
+            Failure::new(format!(
+                "the start of {} has no time point '{name}'",
+                self.id
+            ))
+        })
+    }
+
+    /// Milliseconds from one point to another.
+    ///
+    /// # Errors
+    /// A point that this start did not record.
+    pub fn between(&self, from: &str, to: &str) -> Result<f64, Failure> {
+        // Both are readings of one clock within a minute: exact in a double.
+        Ok((self.at(to)? as f64 - self.at(from)? as f64) / 1e6)
+    }
+}
+
+/// Reads every start of a file of time points.
+///
+/// # Errors
+/// A file that cannot be read or has a line that is no start.
+pub fn read(path: &Path) -> Result<Vec<Start>, Failure> {
+    let text = fs::read_to_string(path).map_err(Failure::io(path.display()))?;
+    let lines = text.lines().enumerate();
+    lines
+        .map(|(number, line)| {
+            serde_json::from_str(line).map_err(|error| {
+                Failure::new(format!("{} line {}: {error}", path.display(), number + 1))
+            })
+        })
+        .collect()
+}
+
+/// Milliseconds from one point to another in each of several starts.
+///
+/// # Errors
+/// A point that one of them did not record.
+pub fn spans(starts: &[Start], from: &str, to: &str) -> Result<Samples, Failure> {
+    starts.iter().map(|start| start.between(from, to)).collect()
+}
+
+/// The phases of a start: the name of the point that ends each, and the milliseconds since the
+/// point before it.
+///
+/// # Errors
+/// A point that one of the starts did not record.
+pub fn phases(starts: &[Start]) -> Result<Vec<(&'static str, Samples)>, Failure> {
+    let recorded: BTreeMap<&str, ()> = starts
+        .iter()
+        .flat_map(|start| start.points.iter().map(|point| (&*point.name, ())))
+        .collect();
+    let names: Vec<&'static str> = points::ALL
+        .iter()
+        .copied()
+        .filter(|name| recorded.contains_key(name))
+        .collect();
+    let ends = names.iter().skip(1);
+    names
+        .iter()
+        .zip(ends)
+        .map(|(from, to)| Ok((*to, spans(starts, from, to)?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINES: &str = concat!(
+        r#"{"namespace":"default","id":"a","mode":"fork","points":[{"name":"create.received","at_ns":1000000},"#,
+        r#"{"name":"vmm.spawned","at_ns":3000000},{"name":"agent.answered","at_ns":9000000}]}"#,
+        "\n",
+        r#"{"namespace":"default","id":"b","mode":"fork","points":[{"name":"create.received","at_ns":0},"#,
+        r#"{"name":"vmm.spawned","at_ns":500000},{"name":"agent.answered","at_ns":1500000}]}"#,
+        "\n"
+    );
+
+    fn starts() -> Vec<Start> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), LINES).unwrap();
+        read(file.path()).unwrap()
+    }
+
+    #[test]
+    fn spans_are_milliseconds() {
+        let samples = spans(&starts(), points::CREATE_RECEIVED, points::AGENT_ANSWERED).unwrap();
+        assert_eq!(samples, Samples::from_iter([8.0, 1.5]));
+    }
+
+    #[test]
+    fn phases_follow_each_other() {
+        let phases = phases(&starts()).unwrap();
+        let names: Vec<&str> = phases.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["vmm.spawned", "agent.answered"]);
+        assert_eq!(phases[1].1, Samples::from_iter([6.0, 1.0]));
+    }
+
+    #[test]
+    fn a_point_that_is_missing_is_named() {
+        let failure = starts()[0].at("vcpu.entered").unwrap_err();
+        assert!(failure.message().contains("vcpu.entered"), "{failure}");
+    }
+}
