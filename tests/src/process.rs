@@ -293,8 +293,27 @@ impl Running {
         wanted: impl Fn(&str) -> bool,
         deadline: Instant,
     ) -> Result<Vec<String>, Failure> {
+        self.lines_of(|seen| &seen.stdout, wanted, deadline)
+    }
+
+    /// Waits for a line of standard error that contains `needle`.
+    ///
+    /// # Errors
+    /// The program ended without it, or the deadline passed.
+    pub fn error_line(&self, needle: &str, deadline: Instant) -> Result<(), Failure> {
+        self.lines_of(|seen| &seen.stderr, |line| line.contains(needle), deadline)
+            .map(drop)
+            .map_err(|failure| failure.about(&format!("waiting for '{needle}'")))
+    }
+
+    fn lines_of(
+        &self,
+        stream: fn(&Seen) -> &Vec<u8>,
+        wanted: impl Fn(&str) -> bool,
+        deadline: Instant,
+    ) -> Result<Vec<String>, Failure> {
         let found = self.watched.wait(deadline, |seen| {
-            let text = String::from_utf8_lossy(&seen.stdout);
+            let text = String::from_utf8_lossy(stream(seen));
             let whole_lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
             match whole_lines.lines().position(&wanted) {
                 Some(at) => {

@@ -33,6 +33,8 @@ pub struct Plan {
     pub case_limit: Duration,
     /// Where the logs of failed cases go.
     pub logs: PathBuf,
+    /// What messages call that folder.
+    pub logs_shown: PathBuf,
 }
 
 /// Counts of cases.
@@ -184,14 +186,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Copies what may explain a failure into a folder of its own; gives the folder.
+    /// Copies what may explain a failure into a folder of its own; gives the name to show for it.
     fn keep_logs(&self, case: &Case, runtime: Runtime, since: SystemTime) -> PathBuf {
         let name = case.name().replace('/', "-");
-        let folder = self.plan.logs.join(format!("{name}-{}", runtime.name()));
+        let own = format!("{name}-{}", runtime.name());
+        let folder = self.plan.logs.join(&own);
         if let Err(failure) = write_logs(&folder, &name, since) {
             println!("      (logs of {name} could not be kept: {failure})");
         }
-        folder
+        self.plan.logs_shown.join(own)
     }
 }
 

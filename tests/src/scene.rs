@@ -127,6 +127,8 @@ impl<'a> Scene<'a> {
     pub fn run(&self, container: &Container) -> Result<Output, Failure> {
         let (id, mut running) = self.start(container)?;
         if !container.input().is_empty() {
+            // ctr forgets an end of its input that it meets before the task is made.
+            running.error_line("kernel ", self.deadline)?;
             // A process that does not read everything is judged by its output, not by this.
             let _ = running.write(container.input());
         }

@@ -37,6 +37,9 @@ struct Arguments {
     /// Folder for the logs of failed cases.
     #[arg(long, default_value = "/var/log/forkvm-e2e", value_name = "FOLDER")]
     logs: PathBuf,
+    /// The folder to name in messages, when the logs will be copied to another one.
+    #[arg(long, value_name = "FOLDER")]
+    logs_shown_as: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -80,6 +83,10 @@ fn run(arguments: &Arguments) -> Result<Summary, Failure> {
         jobs: arguments.jobs,
         case_limit: Duration::from_secs(arguments.limit),
         logs: arguments.logs.clone(),
+        logs_shown: arguments
+            .logs_shown_as
+            .clone()
+            .unwrap_or_else(|| arguments.logs.clone()),
     };
     let machine = Machine::look(&plan.runtimes, Instant::now() + plan.case_limit)?;
     let summary = runner::run(&plan, &machine, &cases)?;

@@ -27,6 +27,10 @@ pub(super) fn cases() -> Vec<Case> {
                 .stdout("typed in\n"),
         ),
         row(
+            "docker/no-stdin-is-end-of-file",
+            docker(BUSYBOX).sh("cat; echo end").stdout("end\n"),
+        ),
+        row(
             "docker/hosts-hostname-and-resolv-conf",
             docker(BUSYBOX)
                 .option(&["--hostname", "box-8", "--add-host", "other:192.0.2.7"])

@@ -74,10 +74,6 @@ pub(super) fn cases() -> Vec<Case> {
                 .stdout("one\ntwo without a newline"),
         ),
         row(
-            "process/no-stdin-is-end-of-file",
-            ctr(BUSYBOX).sh("cat; echo end").stdout("end\n"),
-        ),
-        row(
             "process/stdout-and-stderr-are-apart",
             ctr(BUSYBOX)
                 .sh("echo out; echo err >&2; echo out again")

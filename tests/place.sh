@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# Where containers are run: on this machine if its KVM can, else in the test host. $program, $top and the
+# functions of host.d/messages.sh come from the script that sources this.
+
+readonly in_place=/usr/local/libexec/forkvm-tests
+
+# choose_place MODE: decides, says so in one line, and brings the place up with the current build in it. MODE is that
+# of the test host. Sets $place (machine or host) and $mode (that of the clock: parallel, counted or hardware).
+choose_place() {
+    local why
+    place=host mode=$1
+    case ${FORKVM_PLACE:-} in
+    host) why="as FORKVM_PLACE says" ;;
+    machine) place=machine why="as FORKVM_PLACE says" ;;
+    '')
+        if ((EUID == 0)) && why=$("$target/release/forkvm" check 2>&1); then
+            place=machine why="whose KVM passes 'forkvm check'"
+        else
+            why="because this machine does not pass 'forkvm check'"
+        fi
+        ;;
+    *) fail "FORKVM_PLACE is '$FORKVM_PLACE'; it may be 'machine' or 'host'" ;;
+    esac
+    if [[ $place == machine ]]; then
+        mode=hardware
+        note "Containers run on this machine, $why."
+        prepare_machine
+    else
+        note "Containers run in the test host ($mode mode), $why."
+        "$top/tests/host" up --mode "$mode"
+    fi
+    on_place "mkdir -p $in_place"
+    if [[ $place == machine ]]; then
+        install "$target"/release/forkvm-{e2e,figures} "$in_place/"
+    else
+        "$top/tests/host" copy "$target"/release/forkvm-{e2e,figures} "$in_place"
+    fi
+}
+
+# on_place COMMANDLINE: runs a shell command line where containers run.
+on_place() {
+    if [[ $place == machine ]]; then bash -c "$1"; else "$top/tests/host" run "$1"; fi
+}
+
+# from_place FOLDER TO: copies the files of a folder there into TO here.
+from_place() {
+    mkdir -p "$2"
+    on_place "tar -C $1 -cf - ." | tar -C "$2" -xf - --no-same-owner
+}
+
+# This machine needs what the test host has: containerd, Docker, the build, the images.
+prepare_machine() {
+    local missing=() images image
+    command -v ctr >/dev/null || missing+=(containerd runc)
+    command -v docker >/dev/null || missing+=(docker.io)
+    if ((${#missing[@]})); then
+        step "installing ${missing[*]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+    fi
+    step "installing forkvm" make -s -C "$top" install
+    images=$("$top/tests/images/build")
+    for image in busybox python nginx; do
+        ctr image ls -q | grep -q "^forkvm.local/$image:1$" || step "importing $image" ctr image import "$images/$image.tar"
+        docker image inspect "forkvm.local/$image:1" >/dev/null 2>&1 || step "loading $image" docker load -i "$images/$image.tar"
+    done
+}
