@@ -135,6 +135,7 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         exports: parts.exports,
         console: parts.console,
         taps: Vec::new(),
+        entropy: parts.freeze.is_none(),
     };
     // Held to the end: the lock on the template's memory file belongs to this description.
     let (machine, _template) = match parts.start {

@@ -112,3 +112,6 @@ fn payload(bytes: &[u8]) -> Result<&[u8], Error> {
     }
     Ok(payload)
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,7 +67,7 @@ impl Store {
         monitor: &Path,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Template, Error> {
-        fs::create_dir_all(&self.root()).map_err(Error::file("make", self.root()))?;
+        fs::create_dir_all(self.root()).map_err(Error::file("make", self.root()))?;
         let identity = self.identity(spec)?;
         let _lock = self.lock(&identity.id, progress)?;
         match self.open(&identity.id) {
