@@ -75,7 +75,7 @@ impl FileServer {
             nodes.identify(id, Identity::from(&stat));
             if let Some(node) = nodes.get(id) {
                 let private = node
-                    .export
+                    .export()
                     .and_then(|index| self.exports.get(index))
                     .is_some_and(|export| !export.shared);
                 if private && node.told == Some(Version::from(&stat)) {

@@ -160,7 +160,7 @@ impl FileServer {
         let nodes = self.nodes();
         nodes
             .get(id)
-            .and_then(|node| node.places.first())
+            .and_then(|node| node.place())
             .is_some_and(|place| place.parent == ROOT)
     }
 

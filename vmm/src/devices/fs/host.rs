@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use fuse_backend_rs::abi::fuse_abi::stat64;
-use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags, StatxTimestamp};
 use rustix::path::DecInt;
 
 /// What is asked of statx(2) for every file.
@@ -66,10 +66,9 @@ impl FileStat {
         self.0.stx_nlink
     }
 
-    /// Time of creation, where the file system keeps one: (seconds, nanoseconds).
-    pub(super) fn born(&self) -> Option<(i64, u32)> {
-        (self.0.stx_mask & StatxFlags::BTIME.bits() != 0)
-            .then_some((self.0.stx_btime.tv_sec, self.0.stx_btime.tv_nsec))
+    /// Time of creation, where the file system keeps one.
+    pub(super) fn born(&self) -> Option<StatxTimestamp> {
+        (self.0.stx_mask & StatxFlags::BTIME.bits() != 0).then_some(self.0.stx_btime)
     }
 
     /// The same attributes in the form of the FUSE library.

@@ -195,7 +195,7 @@ impl FileServer {
             let mut nodes = self.nodes();
             let export = nodes
                 .get(parent)
-                .and_then(|node| node.export)
+                .and_then(|node| node.export())
                 .ok_or_else(|| errno(libc::ESTALE))?;
             let id = nodes.insert(export, stat.kind())?;
             nodes.reference(id);
@@ -220,7 +220,7 @@ impl FileServer {
         let id = {
             let nodes = self.nodes();
             let id = nodes.by_key(&stat.key())?;
-            if nodes.get(id)?.export != nodes.get(parent)?.export {
+            if nodes.get(id)?.export() != nodes.get(parent)?.export() {
                 return None;
             }
             id
@@ -268,7 +268,7 @@ impl FileServer {
         let mut nodes = self.nodes();
         let export = nodes
             .get(parent)
-            .and_then(|node| node.export)
+            .and_then(|node| node.export())
             .ok_or_else(|| errno(libc::ESTALE))?;
         let id = match known {
             Some(id) if nodes.get(id).is_some() => id,
@@ -317,7 +317,7 @@ impl FileServer {
             return Duration::ZERO;
         };
         node.told = Some(Version::from(stat));
-        node.export
+        node.export()
             .and_then(|index| self.exports.get(index))
             .map_or(Duration::ZERO, Root::timeout)
     }

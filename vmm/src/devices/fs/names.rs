@@ -265,7 +265,7 @@ impl FileServer {
 
     fn same_export(&self, one: NodeId, two: NodeId) -> io::Result<()> {
         let nodes = self.nodes();
-        let export = |id| nodes.get(id).and_then(|node| node.export);
+        let export = |id| nodes.get(id).and_then(|node| node.export());
         if export(one) != export(two) {
             return Err(errno(libc::EXDEV));
         }

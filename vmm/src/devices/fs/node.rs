@@ -5,6 +5,8 @@ use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::fs::StatxTimestamp;
+
 use super::host::{FileKey, FileStat};
 
 /// The number by which the guest knows a file. Never used twice.
@@ -22,14 +24,15 @@ const MAX_NAMES: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) key: FileKey,
-    pub(super) born: Option<(i64, u32)>,
+    /// In nanoseconds since 1970, where the file system keeps it.
+    born: Option<i64>,
 }
 
 impl From<&FileStat> for Identity {
     fn from(stat: &FileStat) -> Self {
         Identity {
             key: stat.key(),
-            born: stat.born(),
+            born: stat.born().map(nanoseconds),
         }
     }
 }
@@ -38,8 +41,8 @@ impl From<&FileStat> for Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Version {
     size: u64,
-    modified: (i64, u32),
-    changed: (i64, u32),
+    modified: i64,
+    changed: i64,
 }
 
 impl From<&FileStat> for Version {
@@ -47,10 +50,17 @@ impl From<&FileStat> for Version {
         let stx = &stat.0;
         Version {
             size: stx.stx_size,
-            modified: (stx.stx_mtime.tv_sec, stx.stx_mtime.tv_nsec),
-            changed: (stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec),
+            modified: nanoseconds(stx.stx_mtime),
+            changed: nanoseconds(stx.stx_ctime),
         }
     }
+}
+
+/// A time as one number; those before 1677 or after 2262 wrap.
+fn nanoseconds(time: StatxTimestamp) -> i64 {
+    time.tv_sec
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(i64::from(time.tv_nsec))
 }
 
 /// A file's place: the directory's node and its name there.
@@ -60,21 +70,25 @@ pub(super) struct Place {
     pub(super) name: Arc<CStr>,
 }
 
-/// One node.
+/// One node. There may be hundreds of thousands.
 #[derive(Debug)]
 pub(super) struct Node {
     /// Index of the export it belongs to; none for the root.
-    pub(super) export: Option<usize>,
+    export: Option<u32>,
     /// File type bits of the mode (`S_IFMT`): never changes.
     pub(super) kind: u32,
-    /// Where it is found, the latest first. A directory has one place at most. None: unlinked.
-    pub(super) places: Vec<Place>,
+    /// Where it was found last. None: unlinked.
+    place: Option<Place>,
+    /// Other places where it is found, the latest first. None of a directory.
+    #[expect(clippy::box_collection, reason = "most nodes have none")]
+    others: Option<Box<Vec<Place>>>,
     /// For a directory: its entries that are nodes.
-    pub(super) children: HashMap<Arc<CStr>, NodeId>,
+    #[expect(clippy::box_collection, reason = "most nodes have none")]
+    children: Option<Box<HashMap<Arc<CStr>, NodeId>>>,
     /// How often the guest was told of it, less what it has forgotten.
     pub(super) lookups: u64,
     /// Open files and directories.
-    pub(super) handles: usize,
+    pub(super) handles: u32,
     /// A descriptor (`O_PATH`), if one is held.
     pub(super) file: Option<Arc<OwnedFd>>,
     /// What it was when it was last seen. None: restored, and not found again yet.
@@ -88,10 +102,11 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(export: Option<usize>, kind: u32) -> Self {
         Node {
-            export,
+            export: export.and_then(|index| u32::try_from(index).ok()),
             kind,
-            places: Vec::new(),
-            children: HashMap::new(),
+            place: None,
+            others: None,
+            children: None,
             lookups: 0,
             handles: 0,
             file: None,
@@ -101,34 +116,98 @@ impl Node {
         }
     }
 
+    /// Index of the export it belongs to; none for the root.
+    pub(super) fn export(&self) -> Option<usize> {
+        self.export.map(|index| index as usize)
+    }
+
     pub(super) fn is_dir(&self) -> bool {
         self.kind == libc::S_IFDIR
     }
 
     /// Nothing knows the node any more.
     pub(super) fn is_garbage(&self) -> bool {
-        self.lookups == 0 && self.handles == 0 && self.children.is_empty()
+        self.lookups == 0 && self.handles == 0 && self.children.is_none()
     }
 
     /// The descriptor may be closed: the file can be opened again by its path. An export's own
     /// descriptor has no path.
     pub(super) fn is_evictable(&self) -> bool {
-        let has_path = self
-            .places
-            .first()
-            .is_some_and(|place| place.parent != ROOT);
-        has_path && self.handles == 0
+        self.handles == 0
+            && self
+                .place
+                .as_ref()
+                .is_some_and(|place| place.parent != ROOT)
     }
 
-    /// Puts a place first. Returns the places that fall out.
-    pub(super) fn add_place(&mut self, place: Place) -> Vec<Place> {
-        self.places.retain(|known| *known != place);
-        self.places.insert(0, place);
-        let keep = if self.is_dir() { 1 } else { MAX_NAMES };
-        if self.places.len() > keep {
-            self.places.split_off(keep)
-        } else {
-            Vec::new()
+    /// Where it was found last.
+    pub(super) fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
+    }
+
+    /// Everywhere it is found, the latest first.
+    pub(super) fn places(&self) -> impl DoubleEndedIterator<Item = &Place> {
+        self.place
+            .iter()
+            .chain(self.others.iter().flat_map(|others| others.iter()))
+    }
+
+    /// Puts a place first. Returns one that falls out.
+    pub(super) fn add_place(&mut self, place: Place) -> Option<Place> {
+        self.remove_place(&place);
+        let before = self.place.replace(place)?;
+        if self.is_dir() {
+            return Some(before);
         }
+        let others = self.others.get_or_insert_default();
+        others.insert(0, before);
+        (others.len() >= MAX_NAMES).then(|| others.pop()).flatten()
+    }
+
+    /// Takes a place away.
+    pub(super) fn remove_place(&mut self, place: &Place) {
+        if let Some(others) = &mut self.others {
+            others.retain(|known| known != place);
+        }
+        if self.place.as_ref() == Some(place) {
+            self.place = None;
+            if let Some(others) = self.others.as_mut().filter(|others| !others.is_empty()) {
+                self.place = Some(others.remove(0));
+            }
+        }
+        if self.others.as_ref().is_some_and(|others| others.is_empty()) {
+            self.others = None;
+        }
+    }
+
+    /// The node of an entry, if it is one.
+    pub(super) fn child(&self, name: &CStr) -> Option<NodeId> {
+        self.children.as_ref()?.get(name).copied()
+    }
+
+    /// Names the node of an entry.
+    pub(super) fn add_child(&mut self, name: Arc<CStr>, id: NodeId) {
+        self.children.get_or_insert_default().insert(name, id);
+    }
+
+    /// Takes an entry away.
+    pub(super) fn remove_child(&mut self, name: &CStr) -> Option<(Arc<CStr>, NodeId)> {
+        let children = self.children.as_mut()?;
+        let removed = children.remove_entry(name);
+        if children.is_empty() {
+            self.children = None;
+        }
+        removed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Node;
+
+    #[test]
+    fn a_node_is_small() {
+        // docs/files.md and limits.rs say how much memory a guest can make the host keep.
+        assert!(size_of::<Node>() <= 152, "{}", size_of::<Node>());
     }
 }

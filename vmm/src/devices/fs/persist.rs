@@ -58,8 +58,8 @@ impl FileServer {
         let saved: BTreeMap<NodeId, NodeState> = nodes
             .iter()
             .filter_map(|(id, node)| {
-                let export = self.exports.get(node.export?)?;
-                let places = node.places.iter();
+                let export = self.exports.get(node.export()?)?;
+                let places = node.places();
                 let state = NodeState {
                     id,
                     export: export.name.clone(),

@@ -162,7 +162,7 @@ impl FileServer {
     pub(super) fn export_of(&self, id: NodeId) -> io::Result<&Root> {
         let nodes = self.nodes();
         let node = nodes.get(id).ok_or_else(|| errno(libc::ESTALE))?;
-        let index = node.export.ok_or_else(|| errno(libc::EROFS))?;
+        let index = node.export().ok_or_else(|| errno(libc::EROFS))?;
         self.exports.get(index).ok_or_else(|| errno(libc::ESTALE))
     }
 

@@ -81,7 +81,7 @@ impl NodeTable {
     }
 
     pub(super) fn child(&self, parent: NodeId, name: &CStr) -> Option<NodeId> {
-        self.nodes.get(&parent)?.children.get(name).copied()
+        self.nodes.get(&parent)?.child(name)
     }
 
     pub(super) fn by_key(&self, key: &FileKey) -> Option<NodeId> {
@@ -137,13 +137,13 @@ impl NodeTable {
             name: Arc::from(name),
         };
         if let Some(directory) = self.nodes.get_mut(&parent) {
-            directory.children.insert(place.name.clone(), id);
+            directory.add_child(place.name.clone(), id);
         }
         let dropped = match self.nodes.get_mut(&id) {
             Some(node) => node.add_place(place),
-            None => Vec::new(),
+            None => None,
         };
-        for place in dropped {
+        if let Some(place) = dropped {
             self.unlink_child(&place, released);
         }
         Ok(())
@@ -157,10 +157,10 @@ impl NodeTable {
         released: &mut Released,
     ) -> Option<NodeId> {
         let directory = self.nodes.get_mut(&parent)?;
-        let (name, id) = directory.children.remove_entry(name)?;
+        let (name, id) = directory.remove_child(name)?;
         let place = Place { parent, name };
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.places.retain(|known| *known != place);
+            node.remove_place(&place);
         }
         self.collect(id, released);
         self.collect(parent, released);
@@ -207,10 +207,10 @@ impl NodeTable {
     /// Takes a name away without giving up what becomes unused by it.
     fn detach(&mut self, (parent, name): (NodeId, &CStr)) -> Option<NodeId> {
         let directory = self.nodes.get_mut(&parent)?;
-        let (name, id) = directory.children.remove_entry(name)?;
+        let (name, id) = directory.remove_child(name)?;
         let place = Place { parent, name };
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.places.retain(|known| *known != place);
+            node.remove_place(&place);
         }
         Some(id)
     }
@@ -248,7 +248,7 @@ impl NodeTable {
             if id == ROOT || !self.nodes.get(&id).is_some_and(Node::is_garbage) {
                 continue;
             }
-            let Some(node) = self.nodes.remove(&id) else {
+            let Some(mut node) = self.nodes.remove(&id) else {
                 continue;
             };
             if let Some(identity) = node.identity
@@ -259,10 +259,10 @@ impl NodeTable {
             if node.file.is_some() {
                 self.open -= 1;
             }
-            released.add(node.file);
-            for place in node.places {
+            released.add(node.file.take());
+            for place in node.places() {
                 if let Some(directory) = self.nodes.get_mut(&place.parent) {
-                    directory.children.remove(&place.name);
+                    directory.remove_child(&place.name);
                     candidates.push(place.parent);
                 }
             }
@@ -272,7 +272,7 @@ impl NodeTable {
 
     fn unlink_child(&mut self, place: &Place, released: &mut Released) {
         if let Some(directory) = self.nodes.get_mut(&place.parent) {
-            directory.children.remove(&place.name);
+            directory.remove_child(&place.name);
         }
         self.collect(place.parent, released);
     }
@@ -331,7 +331,7 @@ impl NodeTable {
                 steps.reverse();
                 return Ok(Reach::Below(file, steps));
             }
-            let place = node.places.first().ok_or_else(|| errno(libc::ESTALE))?;
+            let place = node.place().ok_or_else(|| errno(libc::ESTALE))?;
             // Changes that the host made to the tree can bend the known paths into a circle.
             if steps.len() >= libc::PATH_MAX as usize {
                 return Err(errno(libc::ESTALE));
@@ -394,7 +394,7 @@ impl NodeTable {
         let mut names = Vec::new();
         let mut at = id;
         while at != ROOT && names.len() < 64 {
-            let Some(place) = self.nodes.get(&at).and_then(|node| node.places.first()) else {
+            let Some(place) = self.nodes.get(&at).and_then(|node| node.place()) else {
                 names.push("(unlinked)".to_owned());
                 break;
             };

@@ -231,7 +231,7 @@ fn many_links_of_one_file_are_kept_to_a_few_names() {
     for index in 0..100 {
         guest.link(id, root, &format!("link-{index}")).unwrap();
     }
-    assert!(guest.server.nodes().get(id).unwrap().places.len() <= 16);
+    assert!(guest.server.nodes().get(id).unwrap().places().count() <= 16);
     for index in 0..100 {
         assert_eq!(
             guest.id(&format!("rootfs/link-{index}")),
