@@ -340,3 +340,65 @@ fn read_msrs(vcpu: &VcpuFd, id: u8, indices: &[u32]) -> Result<Vec<kvm_msr_entry
     }
     Ok(entries)
 }
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_xcr;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    prop_compose! {
+        fn any_state()(
+            id in any::<u8>(),
+            leaves in prop::collection::vec(any::<[u32; 6]>(), 0..64),
+            msrs in prop::collection::vec(any::<(u32, u64)>(), 0..128),
+            words in any::<[u64; 8]>(),
+            xsave in prop::collection::vec(any::<u32>(), 1024..1400),
+            page in prop::collection::vec(any::<u8>(), 1024),
+            xcr in any::<[u32; 2]>(),
+        ) -> VcpuState {
+            let mut lapic = kvm_lapic_state::default();
+            for (register, byte) in lapic.regs.iter_mut().zip(page) {
+                *register = byte as _;
+            }
+            let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+            xcrs.xcrs[0] = kvm_xcr { xcr: xcr[0], reserved: 0, value: xcr[1].into() };
+            VcpuState {
+                id,
+                cpuid: leaves
+                    .iter()
+                    .map(|&[function, index, eax, ebx, ecx, edx]| kvm_cpuid_entry2 {
+                        function, index, eax, ebx, ecx, edx, ..Default::default()
+                    })
+                    .collect(),
+                mp_state: kvm_mp_state { mp_state: xcr[0] },
+                regs: kvm_regs { rax: words[0], rip: words[1], rflags: words[2], ..Default::default() },
+                sregs: kvm_sregs { cr3: words[3], efer: words[4], ..Default::default() },
+                xcrs,
+                xsave,
+                lapic,
+                msrs: msrs
+                    .iter()
+                    .map(|&(index, data)| kvm_msr_entry { index, data, ..Default::default() })
+                    .collect(),
+                tsc: words[5],
+                tsc_deadline: words[6],
+                tsc_khz: xcr[1],
+                events: kvm_vcpu_events { flags: xcr[0], ..Default::default() },
+                debug_regs: kvm_debugregs { dr7: words[7], ..Default::default() },
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn what_is_written_is_read(state in any_state()) {
+            let bytes = postcard::to_stdvec(&state).unwrap();
+            prop_assert_eq!(&postcard::from_bytes::<VcpuState>(&bytes).unwrap(), &state);
+            // One byte short is never a whole state.
+            prop_assert!(postcard::from_bytes::<VcpuState>(&bytes[..bytes.len() - 1]).is_err());
+        }
+    }
+}

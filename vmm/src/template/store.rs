@@ -334,3 +334,6 @@ fn digest(inputs: &Inputs, machine: &Machine) -> String {
     }
     hex(&hash.finalize())
 }
+
+#[cfg(test)]
+mod tests;
