@@ -112,12 +112,15 @@ pub(crate) fn kernel_file_systems() -> Result<(), Error> {
 
 /// Mounts the monitor's file server: each export of the host is an entry in it. In a template it is
 /// empty; a child finds its own exports there.
+///
+/// No flag is set: a container's root and volumes inherit them, and set-user-id programs of an image
+/// must work. What a volume forbids is in its mount options in the spec.
 pub(crate) fn host_exports() -> Result<(), Error> {
     mount_on(
         forkvm_api::HOST_MOUNT,
         "virtiofs",
         forkvm_api::FS_TAG,
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        MsFlags::empty(),
         None,
     )
 }
