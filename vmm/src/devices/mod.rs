@@ -20,14 +20,15 @@ use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use console::{Console, ConsoleState};
 use event_loop::{EventLoop, SharedDevice, lock};
 use fs::{Fs, FsState};
 use net::{Net, NetState};
 use rng::{Rng, RngState};
-use virtio::mmio::{self, MmioTransport, TransportArgs, TransportState};
+use virtio::mmio::{
+    self, Connect, MmioTransport, Notifications, TransportArgs, TransportState,
+};
 use virtio::{DrainError, InterruptLine, Persist};
 use vsock::{Vsock, VsockArgs, VsockState};
 
@@ -63,14 +64,6 @@ pub enum Error {
     /// The process has no descriptors or threads left.
     #[error("cannot set up the devices: {0}")]
     Setup(#[from] io::Error),
-    /// KVM refused to connect a device.
-    #[error("cannot connect device {slot} to KVM: {source}")]
-    Kvm {
-        /// The device's slot.
-        slot: usize,
-        /// KVM's error.
-        source: kvm_ioctls::Error,
-    },
     /// The state of a device does not fit it.
     #[error("cannot restore device {slot}: {source}")]
     Restore {
@@ -130,6 +123,8 @@ pub struct Backends {
     pub console: Option<File>,
     /// One tap for each network device, from the first.
     pub taps: Vec<File>,
+    /// Whether the guest gets random bytes of the host. Not in a template: it would keep them.
+    pub entropy: bool,
 }
 
 /// The state of all devices, saved in a template.
@@ -158,24 +153,44 @@ pub struct Devices {
     fs_loop: EventLoop,
 }
 
-/// Connects interrupts and notifications of a slot to the machine.
+/// Connects a slot to the machine.
 trait Wiring {
-    fn line(&self, slot: usize) -> Result<Box<dyn InterruptLine>, Error>;
-    fn notify(&self, slot: usize, queue: u32, event: &EventFd) -> Result<(), Error>;
+    /// The slot's interrupt line.
+    fn line(&self, slot: usize) -> Box<dyn InterruptLine>;
+    /// How KVM is asked to signal notifications of the slot's queues.
+    fn connect(&self, slot: usize) -> Connect;
 }
 
 impl Wiring for Arc<VmFd> {
-    fn line(&self, slot: usize) -> Result<Box<dyn InterruptLine>, Error> {
-        let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        self.register_irqfd(&event, FIRST_GSI + slot as u32)
-            .map_err(|source| Error::Kvm { slot, source })?;
-        Ok(Box::new(event))
+    fn line(&self, slot: usize) -> Box<dyn InterruptLine> {
+        Box::new(KvmLine {
+            vm: Arc::clone(self),
+            gsi: FIRST_GSI + slot as u32,
+        })
     }
 
-    fn notify(&self, slot: usize, queue: u32, event: &EventFd) -> Result<(), Error> {
+    fn connect(&self, slot: usize) -> Connect {
+        let vm = Arc::clone(self);
         let address = IoEventAddress::Mmio(slot_address(slot) + mmio::QUEUE_NOTIFY);
-        self.register_ioevent(event, &address, queue)
-            .map_err(|source| Error::Kvm { slot, source })
+        Box::new(move |queue, event| Ok(vm.register_ioevent(event, &address, queue)?))
+    }
+}
+
+/// An interrupt input of KVM's own interrupt controllers.
+///
+/// Not an eventfd (`KVM_IRQFD`): for lines that go to both the PIC and the I/O APIC, as these do,
+/// KVM leaves it to a kernel thread to turn the eventfd into an interrupt. That takes a change of
+/// threads each time, and an interrupt may be under way when the machine is frozen. Two calls
+/// from here take neither.
+struct KvmLine {
+    vm: Arc<VmFd>,
+    gsi: u32,
+}
+
+impl InterruptLine for KvmLine {
+    fn pulse(&self) -> io::Result<()> {
+        self.vm.set_irq_line(self.gsi, true)?;
+        Ok(self.vm.set_irq_line(self.gsi, false)?)
     }
 }
 
@@ -226,8 +241,8 @@ impl Devices {
             None => Vsock::new(args),
         };
         let rng = match state {
-            Some(state) => Rng::restore((), &state.rng.1)?,
-            None => Rng::default(),
+            Some(state) => Rng::restore(backends.entropy, &state.rng.1)?,
+            None => Rng::new(backends.entropy),
         };
         let console = match state {
             Some(state) => Console::restore(backends.console, &state.console.1)?,
@@ -300,16 +315,11 @@ impl Devices {
         wiring: &impl Wiring,
         state: Option<&TransportState>,
     ) -> Result<(), Error> {
-        let queues = lock(&device).queue_sizes().len() as u32;
-        let mut notifications = Vec::new();
-        for queue in 0..queues {
-            let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-            wiring.notify(slot, queue, &event)?;
-            notifications.push(Arc::new(event));
-        }
-        let line = wiring.line(slot)?;
+        let queues = lock(&device).queue_sizes().len();
+        let notifications = Notifications::new(queues, wiring.connect(slot))?;
+        let line = wiring.line(slot);
         let memory = Arc::clone(&self.memory);
-        let events = notifications.clone();
+        let events = notifications.events().to_vec();
         let shared = Arc::clone(&device);
         let transport = match state {
             None => MmioTransport::new(device, memory, line, notifications),

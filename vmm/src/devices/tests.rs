@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::devices::virtio::testing::DriverQueue;
 use virtio_bindings::virtio_mmio::*;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 /// A machine without KVM: interrupts are eventfds, notifications are written by the test's driver
 /// through the register, as a vCPU does it.
@@ -17,14 +18,14 @@ struct Bench {
 }
 
 impl Wiring for Bench {
-    fn line(&self, slot: usize) -> Result<Box<dyn InterruptLine>, Error> {
-        let line = EventFd::new(EFD_CLOEXEC)?;
-        lock(&self.lines).push_back((slot, line.try_clone()?));
-        Ok(Box::new(line))
+    fn line(&self, slot: usize) -> Box<dyn InterruptLine> {
+        let line = EventFd::new(EFD_CLOEXEC).unwrap();
+        lock(&self.lines).push_back((slot, line.try_clone().unwrap()));
+        Box::new(line)
     }
 
-    fn notify(&self, _: usize, _: u32, _: &EventFd) -> Result<(), Error> {
-        Ok(())
+    fn connect(&self, _: usize) -> Connect {
+        Box::new(|_, _| Ok(()))
     }
 }
 
@@ -89,6 +90,14 @@ fn bring_up(devices: &Devices, slot: usize, drivers: &[&DriverQueue]) {
     assert_eq!(get(devices, slot, VIRTIO_MMIO_STATUS), 15);
 }
 
+/// What a machine that runs has, and a template has not.
+fn backends() -> Backends {
+    Backends {
+        entropy: true,
+        ..Backends::default()
+    }
+}
+
 #[test]
 fn every_slot_has_its_device_and_its_word_on_the_command_line() {
     let devices = Devices::assemble(memory(), &Bench::new(), Backends::default(), None).unwrap();
@@ -140,7 +149,7 @@ const VSOCK: usize = Slot::Vsock as usize;
 fn a_device_answers_in_its_thread_before_and_after_a_fork() {
     let bench = Bench::new();
     let memory = memory();
-    let devices = Devices::assemble(memory.clone(), &bench, Backends::default(), None).unwrap();
+    let devices = Devices::assemble(memory.clone(), &bench, backends(), None).unwrap();
     let mut driver = DriverQueue::new(&Arc::new(memory.clone()), 0x1_0000, 8);
     let line = bench.take_line(RNG);
     devices.start().unwrap();
@@ -163,7 +172,7 @@ fn a_device_answers_in_its_thread_before_and_after_a_fork() {
 
     let state: DevicesState = postcard::from_bytes(&state).unwrap();
     let bench = Bench::new();
-    let child = Devices::assemble(memory, &bench, Backends::default(), Some(&state)).unwrap();
+    let child = Devices::assemble(memory, &bench, backends(), Some(&state)).unwrap();
     let line = bench.take_line(RNG);
     child.start().unwrap();
     line.read().unwrap();
@@ -177,14 +186,14 @@ fn a_device_answers_in_its_thread_before_and_after_a_fork() {
 fn an_interrupt_that_was_not_acknowledged_comes_again_after_a_fork() {
     let bench = Bench::new();
     let memory = memory();
-    let devices = Devices::assemble(memory.clone(), &bench, Backends::default(), None).unwrap();
+    let devices = Devices::assemble(memory.clone(), &bench, backends(), None).unwrap();
     let mut driver = DriverQueue::new(&Arc::new(memory.clone()), 0x1_0000, 8);
     bring_up(&devices, RNG, &[&driver]);
     driver.offer(&[(0x8000, 64, true)]);
     devices.quiesce().unwrap();
     let state = devices.save().unwrap();
     let bench = Bench::new();
-    let child = Devices::assemble(memory, &bench, Backends::default(), Some(&state)).unwrap();
+    let child = Devices::assemble(memory, &bench, backends(), Some(&state)).unwrap();
     assert_eq!(get(&child, RNG, VIRTIO_MMIO_INTERRUPT_STATUS), 1);
     child.start().unwrap();
     bench.take_line(RNG).read().unwrap();
@@ -194,7 +203,7 @@ fn an_interrupt_that_was_not_acknowledged_comes_again_after_a_fork() {
 fn a_broken_device_is_out_of_service_until_it_is_reset() {
     let bench = Bench::new();
     let memory = memory();
-    let devices = Devices::assemble(memory.clone(), &bench, Backends::default(), None).unwrap();
+    let devices = Devices::assemble(memory.clone(), &bench, backends(), None).unwrap();
     let mut driver = DriverQueue::new(&Arc::new(memory.clone()), 0x1_0000, 8);
     let line = bench.take_line(RNG);
     devices.start().unwrap();
@@ -224,7 +233,7 @@ fn a_broken_device_is_out_of_service_until_it_is_reset() {
 fn a_connection_keeps_the_machine_from_being_frozen() {
     let bench = Bench::new();
     let memory = memory();
-    let devices = Devices::assemble(memory, &bench, Backends::default(), None).unwrap();
+    let devices = Devices::assemble(memory, &bench, backends(), None).unwrap();
     devices.start().unwrap();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     devices.connect(1024, theirs).unwrap();

@@ -17,12 +17,27 @@ const QUEUES: [u16; 1] = [8];
 /// (virtio 1.2, section 5.4.6.1); a driver asks again.
 const MAX_BYTES: usize = 4096;
 
-/// Entropy device. Nothing of it is worth saving but its queue: what it gives after a fork is the
-/// host's, different in each child.
-#[derive(Default)]
+/// Entropy device.
+///
+/// In a template it gives nothing: drivers ask for bytes before anybody wants them (Linux keeps 64
+/// of them), and what is given before the freeze would be the same in all children. So the
+/// request stays in the queue, and each child answers it with bytes of its own, as soon as it
+/// starts: fresh entropy for the guest's kernel that no agent has to bring.
 pub struct Rng {
     queues: Vec<Virtqueue>,
     config: Arc<ConfigSpace>,
+    gives: bool,
+}
+
+impl Rng {
+    /// A device that gives the host's random bytes, or, in a template, none.
+    pub fn new(gives: bool) -> Self {
+        Self {
+            queues: Vec::new(),
+            config: Arc::default(),
+            gives,
+        }
+    }
 }
 
 impl VirtioDevice for Rng {
@@ -55,15 +70,18 @@ impl VirtioDevice for Rng {
     }
 
     fn process_queue(&mut self, index: usize) -> Result<(), QueueError> {
-        self.queues
-            .get_mut(index)
-            .map_or(Ok(()), |queue| queue.serve(fill))
+        match self.queues.get_mut(index) {
+            Some(queue) if self.gives => queue.serve(fill),
+            _ => Ok(()),
+        }
     }
 
     fn drain(&mut self) -> Result<(), DrainError> {
-        self.queues
-            .iter_mut()
-            .try_for_each(|queue| queue.serve_all(fill))?;
+        if self.gives {
+            self.queues
+                .iter_mut()
+                .try_for_each(|queue| queue.serve_all(fill))?;
+        }
         Ok(())
     }
 }

@@ -13,14 +13,15 @@ pub struct RngState {}
 
 impl Persist for Rng {
     type State = RngState;
-    type Args = ();
+    /// Whether it gives random bytes.
+    type Args = bool;
     type Error = Infallible;
 
     fn save(&self) -> RngState {
         RngState {}
     }
 
-    fn restore((): (), _: &RngState) -> Result<Self, Infallible> {
-        Ok(Self::default())
+    fn restore(gives: bool, _: &RngState) -> Result<Self, Infallible> {
+        Ok(Self::new(gives))
     }
 }

@@ -12,7 +12,7 @@ fn device() -> (Rng, Board, DriverQueue) {
     let memory = memory(0x2_0000);
     let board = Board::new(&memory, 1);
     let driver = DriverQueue::new(&memory, 0x1000, 8);
-    let mut device = Rng::default();
+    let mut device = Rng::new(true);
     board.activate(&mut device, &[&driver]);
     (device, board, driver)
 }
@@ -68,19 +68,37 @@ fn only_what_the_device_may_write_is_written() {
 }
 
 #[test]
-fn a_request_is_answered_before_the_freeze_or_after_the_fork() {
-    let (mut device, board, mut driver) = device();
+fn a_request_is_done_when_the_machine_is_at_rest() {
+    let (mut device, _, mut driver) = device();
     driver.offer(&[(BUFFER, 64, true)]);
     device.drain().unwrap();
     assert!(driver.take_used().is_some());
+}
+
+#[test]
+fn a_request_of_the_template_is_answered_in_the_fork() {
+    let memory = memory(0x2_0000);
+    let board = Board::new(&memory, 1);
+    let mut driver = DriverQueue::new(&memory, 0x1000, 8);
+    let mut template = Rng::new(false);
+    board.activate(&mut template, &[&driver]);
     driver.offer(&[(BUFFER, 64, true)]);
-    let mut child = Rng::restore((), &device.save()).unwrap();
-    let queues: Vec<_> = device.queues().iter().map(|queue| queue.state()).collect();
+    template.process_queue(0).unwrap();
+    template.drain().unwrap();
+    assert!(driver.take_used().is_none());
+    assert_eq!(bytes(&board, BUFFER, 64), [0; 64]);
+    let mut child = Rng::restore(true, &template.save()).unwrap();
+    let queues: Vec<_> = template
+        .queues()
+        .iter()
+        .map(|queue| queue.state())
+        .collect();
     child.activate(crate::devices::virtio::Activation {
         queues: board.queues(&queues),
-        features: device.features(),
+        features: template.features(),
         interrupt: board.interrupt.clone(),
     });
     child.process_queue(0).unwrap();
     assert_eq!(driver.take_used().unwrap().1, 64);
+    assert_eq!(board.interrupts(), 1);
 }

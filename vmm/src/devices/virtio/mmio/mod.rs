@@ -11,6 +11,8 @@ mod tests;
 
 pub use persist::{RestoreError, TransportArgs, TransportState};
 
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_config::{
@@ -19,7 +21,7 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_mmio::*;
 use vm_memory::{GuestAddress, GuestMemory as _};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{
     Activation, ConfigSpace, F_EVENT_IDX, F_VERSION_1, Interrupt, InterruptLine, QueueError,
@@ -46,6 +48,54 @@ const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
 const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 
+/// Notifications of a queue that a vCPU's thread passes on before KVM is asked to do it. Few: each
+/// takes the vCPU out of the kernel. But more than a short-lived guest makes on the queues it
+/// hardly uses, since to ask KVM costs as much as several, and a fork would have to ask for all.
+const SLOW_NOTIFICATIONS: u32 = 8;
+
+/// How notifications of the driver reach the device.
+pub struct Notifications {
+    /// What they signal, one for each queue.
+    events: Vec<Arc<EventFd>>,
+    /// How many of each queue a vCPU's thread has passed on.
+    passed: Vec<AtomicU32>,
+    connect: Connect,
+}
+
+/// Has KVM signal the event when the driver notifies the queue of that index.
+pub type Connect = Box<dyn Fn(u32, &EventFd) -> io::Result<()> + Send + Sync>;
+
+impl Notifications {
+    /// Notifications of `queues` queues.
+    pub fn new(queues: usize, connect: Connect) -> io::Result<Self> {
+        let event = |_| Ok(Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?));
+        Ok(Self {
+            events: (0..queues).map(event).collect::<io::Result<_>>()?,
+            passed: (0..queues).map(|_| AtomicU32::new(0)).collect(),
+            connect,
+        })
+    }
+
+    /// What notifications signal, one event for each queue.
+    pub(crate) fn events(&self) -> &[Arc<EventFd>] {
+        &self.events
+    }
+
+    /// Passes on a notification that KVM has not.
+    fn pass(&self, queue: u32) -> io::Result<()> {
+        let index = queue as usize;
+        let (Some(event), Some(passed)) = (self.events.get(index), self.passed.get(index)) else {
+            return Ok(());
+        };
+        event.write(1)?;
+        // The one that counts to the limit connects, once.
+        if passed.fetch_add(1, Ordering::Relaxed) + 1 == SLOW_NOTIFICATIONS {
+            (self.connect)(queue, event)?;
+        }
+        Ok(())
+    }
+}
+
 /// One device's registers, and the device behind them.
 pub struct MmioTransport {
     device: SharedDevice,
@@ -57,7 +107,7 @@ pub struct MmioTransport {
     config: Arc<ConfigSpace>,
     interrupt: Interrupt,
     memory: Arc<GuestMemory>,
-    notifications: Vec<Arc<EventFd>>,
+    notifications: Notifications,
     /// Held for one access. The device's lock is taken inside it, to activate and to reset, and
     /// never the other way round.
     registers: Mutex<Registers>,
@@ -124,12 +174,12 @@ fn half(features: u64, selector: u32) -> u32 {
 }
 
 impl MmioTransport {
-    /// A transport in the state after reset. `notifications` has one eventfd for each queue.
+    /// A transport in the state after reset.
     pub(crate) fn new(
         device: SharedDevice,
         memory: Arc<GuestMemory>,
         line: Box<dyn InterruptLine>,
-        notifications: Vec<Arc<EventFd>>,
+        notifications: Notifications,
     ) -> Self {
         let locked = lock(&device);
         let device_type = locked.device_type();
@@ -270,9 +320,7 @@ impl MmioTransport {
 
     fn notify(&self, queue: u32) {
         // The event loop ignores a notification of a device that is not active.
-        if let Some(notification) = self.notifications.get(queue as usize)
-            && let Err(error) = notification.write(1)
-        {
+        if let Err(error) = self.notifications.pass(queue) {
             log::error!(
                 "cannot notify queue {queue} of device {}: {error}",
                 self.device_type
@@ -344,7 +392,7 @@ impl MmioTransport {
         let queues = registers
             .queues
             .iter()
-            .zip(&self.notifications)
+            .zip(self.notifications.events())
             .map(|(state, notification)| {
                 let memory = Arc::clone(&self.memory);
                 Virtqueue::new(

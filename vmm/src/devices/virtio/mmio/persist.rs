@@ -3,9 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::EventFd;
 
-use super::{DRIVER_OK, FEATURES_OK, MmioTransport, Registers, rings_valid};
+use super::{DRIVER_OK, FEATURES_OK, MmioTransport, Notifications, Registers, rings_valid};
 use crate::devices::event_loop::{SharedDevice, lock};
 use crate::devices::virtio::{InterruptLine, Persist, QueueError, QueueState, Virtqueue};
 use crate::memory::GuestMemory;
@@ -32,8 +31,8 @@ pub struct TransportArgs {
     pub memory: Arc<GuestMemory>,
     /// Where the device's interrupts go.
     pub line: Box<dyn InterruptLine>,
-    /// One eventfd for each queue.
-    pub notifications: Vec<Arc<EventFd>>,
+    /// How the driver's notifications reach the device.
+    pub notifications: Notifications,
 }
 
 /// A saved state that is not one of this device.

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::devices::virtio::testing::{DriverQueue, events, memory};
+use crate::devices::virtio::testing::{DriverQueue, memory};
 use crate::devices::virtio::{DrainError, Persist, VirtioDevice};
 
 /// A device that answers each chain with its number of queue.
@@ -53,6 +53,10 @@ impl VirtioDevice for Probe {
     }
 }
 
+fn notifications() -> Notifications {
+    Notifications::new(2, Box::new(|_, _| Ok(()))).unwrap()
+}
+
 struct Machine {
     memory: Arc<GuestMemory>,
     device: Arc<Mutex<Probe>>,
@@ -72,7 +76,7 @@ impl Machine {
             Arc::clone(&device) as SharedDevice,
             Arc::clone(&memory),
             Box::new(line.try_clone().unwrap()),
-            events(2),
+            notifications(),
         );
         Self {
             memory,
@@ -189,8 +193,35 @@ fn a_notification_reaches_its_queue_alone() {
     for queue in [2, 3, 0x10000, u32::MAX] {
         machine.set(VIRTIO_MMIO_QUEUE_NOTIFY, queue);
     }
-    assert!(machine.transport.notifications[0].read().is_err());
-    assert_eq!(machine.transport.notifications[1].read().unwrap(), 1);
+    assert!(machine.transport.notifications.events()[0].read().is_err());
+    assert_eq!(
+        machine.transport.notifications.events()[1].read().unwrap(),
+        1
+    );
+}
+
+#[test]
+fn a_busy_queue_is_connected_to_kvm_once() {
+    let connected = Arc::new(Mutex::new(Vec::new()));
+    let record = Arc::clone(&connected);
+    let notifications = Notifications::new(
+        2,
+        Box::new(move |queue, _| {
+            record.lock().unwrap().push(queue);
+            Ok(())
+        }),
+    )
+    .unwrap();
+    for count in 1..100 {
+        notifications.pass(1).unwrap();
+        assert_eq!(notifications.events()[1].read().unwrap(), 1);
+        let expected: &[u32] = if count < SLOW_NOTIFICATIONS {
+            &[]
+        } else {
+            &[1]
+        };
+        assert_eq!(*connected.lock().unwrap(), expected);
+    }
 }
 
 #[test]
@@ -421,7 +452,7 @@ fn restore(machine: &Machine, state: &TransportState) -> Result<Machine, Restore
             device: Arc::clone(&device) as SharedDevice,
             memory: Arc::clone(&machine.memory),
             line: Box::new(line.try_clone().unwrap()),
-            notifications: events(2),
+            notifications: notifications(),
         },
         state,
     )?;
