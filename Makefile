@@ -68,9 +68,10 @@ install: ## install what was built under DESTDIR; PARTIAL=1 leaves out what is n
 fmt: ## format the Rust sources
 	cargo fmt --all
 
-lint: ## formatting and lints, as errors
+lint: ## formatting, lints, and the licences and versions of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@tests/deny
 
 clean: ## remove what was built (not the cache of slow things in ~/.cache/forkvm)
 	rm -rf $(TARGET)

@@ -73,6 +73,7 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("docker/kill-and-rm-by-force", kill_and_remove),
         scenario("docker/restart-keeps-the-root", restart),
         scenario("docker/attach", attach),
+        scenario("docker/forwards-its-own-signals", forwarded_signal),
     ]
 }
 
@@ -204,4 +205,14 @@ fn attach(scene: &Scene<'_>) -> Result<(), Failure> {
     attached.close_stdin();
     attached.wait(scene.deadline())?.exits(5)?;
     scene.ok(["docker", "rm", &id]).map(drop)
+}
+
+fn forwarded_signal(scene: &Scene<'_>) -> Result<(), Failure> {
+    let container = docker(BUSYBOX)
+        .sh("trap 'exit 9' INT; echo ready; while :; do sleep 1000 & wait $!; done")
+        .exits(9);
+    let (_, running) = scene.start(&container)?;
+    running.line("ready", scene.deadline())?;
+    running.signal(rustix::process::Signal::INT);
+    scene.finish(&container, running).map(drop)
 }

@@ -16,7 +16,6 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         scenario("task/kill-9-is-137", kill_hard),
         scenario("task/term-is-handled", kill_softly),
-        scenario("task/ctr-forwards-its-own-signals", forwarded_signal),
         scenario("task/exec", exec),
         scenario("task/exec-has-its-own-streams-and-user", exec_streams),
         scenario("task/exec-can-be-killed", exec_killed),
@@ -60,14 +59,6 @@ fn kill_softly(scene: &Scene<'_>) -> Result<(), Failure> {
     scene
         .finish(&container.stdout("ready\nusr1\nterm\n"), running)
         .map(drop)
-}
-
-fn forwarded_signal(scene: &Scene<'_>) -> Result<(), Failure> {
-    let container = waiting("trap 'exit 9' INT;").exits(9);
-    let (_, running) = scene.start(&container)?;
-    running.line("ready", scene.deadline())?;
-    running.signal(rustix::process::Signal::INT);
-    scene.finish(&container, running).map(drop)
 }
 
 /// A detached container that sleeps, on the right kernel.
