@@ -13,10 +13,16 @@ choose_place() {
     host) why="as FORKVM_PLACE says" ;;
     machine) place=machine why="as FORKVM_PLACE says" ;;
     '')
-        if ((EUID == 0)) && why=$("$target/release/forkvm" check 2>&1); then
+        # Of its checks those of KVM alone: what else it asks for is installed further down.
+        why=$({ "$target/release/forkvm" check --json || true; } |
+            jq -er '[.[] | select((.check | startswith("kvm")) and .status == "fail")][0] | "\(.check): \(.found)"') ||
+            why="it cannot be asked"
+        if ((EUID)); then
+            why="because this is not root"
+        elif [[ $why == "null: null" ]]; then
             place=machine why="whose KVM passes 'forkvm check'"
         else
-            why="because this machine does not pass 'forkvm check'"
+            why="because this machine's KVM cannot run them ($why)"
         fi
         ;;
     *) fail "FORKVM_PLACE is '$FORKVM_PLACE'; it may be 'machine' or 'host'" ;;
