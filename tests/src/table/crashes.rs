@@ -11,7 +11,7 @@ use crate::{
     scene::Scene,
 };
 
-use super::tasks::{Events, task_pid};
+use super::tasks::{Events, remove_task, task_pid};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -79,6 +79,6 @@ fn restart_containerd(scene: &Scene<'_>) -> Result<(), Failure> {
     events.wait(scene, "/tasks/exit", &id)?;
     let log = scene.read(scene.log_of(&id))?;
     ensure(log.ends_with("last\n"), || format!("the log is {log:?}"))?;
-    scene.host(["ctr", "task", "rm", &id])?.exits(5)?;
+    remove_task(scene, &id, 5)?;
     scene.ok(["ctr", "container", "rm", &id]).map(drop)
 }
