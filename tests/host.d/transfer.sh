@@ -7,6 +7,10 @@ readonly parcel_address=10.0.2.100:1
 # send COMMANDLINE: standard input becomes that of the shell command line in the host.
 send() {
     local lock
+    if ! grep -qs "$parcel_address" "/proc/$(<"$run/pid")/cmdline"; then # started before this address existed
+        in_host "$1"
+        return
+    fi
     exec {lock}>"$run/parcel.lock"
     flock "$lock"
     cat >"$run/parcel"
