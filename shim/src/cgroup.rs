@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn the_monitor_gets_its_own_memory_on_top() {
         let before = before_start(&limits());
-        let memory = before.memory().clone().unwrap();
+        let memory = (*before.memory()).unwrap();
         assert_eq!(memory.limit(), Some(1_000_000 + MEMORY_OVERHEAD));
         assert_eq!(memory.swap(), Some(2_000_000 + MEMORY_OVERHEAD));
     }

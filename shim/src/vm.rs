@@ -345,9 +345,14 @@ impl Launching {
     }
 }
 
-/// The store's messages say what to do.
+/// The store's messages say what to do, but for a file that is missing.
 fn no_template(error: &template::Error) -> Error {
-    Error::NoTemplate(error.to_string())
+    Error::NoTemplate(match error {
+        template::Error::File { .. } => {
+            format!("{error}: is forkvm installed in whole? `forkvm check` tells what is missing")
+        }
+        _ => error.to_string(),
+    })
 }
 
 /// A running machine with its container's belongings.
@@ -628,7 +633,12 @@ impl Machine for Vm {
             self.call("delete", self.agent.delete(no_limit(), &request)),
         );
         match removed.await {
-            Ok(Ok(_)) | Ok(Err(MachineError::Ended(_))) => {}
+            Ok(Ok(_) | Err(MachineError::Ended(_))) => {}
+            // It never was made: its creation failed.
+            Ok(Err(MachineError::Guest {
+                code: Code::NOT_FOUND,
+                ..
+            })) => {}
             Ok(Err(error)) => log::warn!("container {}: {error}", self.id),
             Err(_) => log::warn!("container {}: the guest does not answer delete", self.id),
         }

@@ -1,5 +1,6 @@
 //! The program itself, as containerd's versions call it. Needs root (a mount namespace of its own)
 //! and no KVM.
+#![allow(clippy::unwrap_used, clippy::panic)] // clippy.toml allows them in #[test] functions alone
 
 use std::{
     fs,
@@ -32,7 +33,10 @@ struct Test {
 
 impl Test {
     fn new(id: &str) -> Self {
-        assert!(rustix::process::geteuid().is_root(), "this test makes mount namespaces: run it as root");
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "this test makes mount namespaces: run it as root"
+        );
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("bundle")).unwrap();
         let run = folder.path().join("run");
@@ -41,7 +45,10 @@ impl Test {
             format!("[paths]\nrun = {run:?}\n[start]\nmode = \"boot\"\n"),
         )
         .unwrap();
-        let test = Self { id: format!("{id}-{}", std::process::id()), folder };
+        let test = Self {
+            id: format!("{id}-{}", std::process::id()),
+            folder,
+        };
         test.write_spec(|_| {});
         test
     }
@@ -66,8 +73,17 @@ impl Test {
     fn call(&self, action: &str, input: &[u8]) -> Output {
         let mut child = Command::new(PROGRAM)
             .args(["-namespace", "test", "-id", &self.id])
-            .args(["-address", "/run/containerd/containerd.sock", "-publish-binary", "/usr/bin/containerd"])
-            .args(if action == "delete" { vec!["-bundle".into(), self.bundle()] } else { vec![] })
+            .args([
+                "-address",
+                "/run/containerd/containerd.sock",
+                "-publish-binary",
+                "/usr/bin/containerd",
+            ])
+            .args(if action == "delete" {
+                vec!["-bundle".into(), self.bundle()]
+            } else {
+                vec![]
+            })
             .arg(action)
             .current_dir(self.bundle())
             .env("FORKVM_CONFIG", self.folder.path().join("config.toml"))
@@ -84,8 +100,16 @@ impl Test {
     /// A `start` that answers, as containerd reads it: stdout and stderr in one.
     fn start(&self, input: &[u8]) -> Vec<u8> {
         let output = self.call("start", input);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(
+            output.stderr.is_empty(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         output.stdout
     }
 
@@ -95,7 +119,11 @@ impl Test {
 
     fn delete(&self) -> DeleteResponse {
         let output = self.call("delete", &[]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         DeleteResponse::parse_from_bytes(&output.stdout).unwrap()
     }
 
@@ -110,7 +138,12 @@ impl Test {
         let params = BootstrapParams {
             instance_id: self.id.clone(),
             namespace: "test".into(),
-            containerd_ttrpc_address: self.folder.path().join("no-containerd").display().to_string(),
+            containerd_ttrpc_address: self
+                .folder
+                .path()
+                .join("no-containerd")
+                .display()
+                .to_string(),
             socket_dir: Some(self.folder.path().join("s").display().to_string()),
             ..Default::default()
         };
@@ -119,8 +152,16 @@ impl Test {
 }
 
 fn ended(process: &rustix::fd::OwnedFd) -> bool {
-    let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
-    poll(&mut [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)], Some(&limit)).unwrap() == 1
+    let limit = Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    poll(
+        &mut [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)],
+        Some(&limit),
+    )
+    .unwrap()
+        == 1
 }
 
 fn ctx() -> context::Context {
@@ -133,7 +174,11 @@ fn client(address: &str) -> TaskClient {
 
 fn create(client: &TaskClient, test: &Test) -> (Code, String) {
     let bundle = test.bundle().display().to_string();
-    let request = CreateTaskRequest { id: test.id.clone(), bundle, ..Default::default() };
+    let request = CreateTaskRequest {
+        id: test.id.clone(),
+        bundle,
+        ..Default::default()
+    };
     match client.create(ctx(), &request) {
         Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message),
         other => panic!("not refused: {other:?}"),
@@ -141,7 +186,15 @@ fn create(client: &TaskClient, test: &Test) -> (Code, String) {
 }
 
 fn shutdown(client: &TaskClient, test: &Test) {
-    client.shutdown(ctx(), &ShutdownRequest { id: test.id.clone(), ..Default::default() }).unwrap();
+    client
+        .shutdown(
+            ctx(),
+            &ShutdownRequest {
+                id: test.id.clone(),
+                ..Default::default()
+            },
+        )
+        .unwrap();
 }
 
 fn socket(address: &str) -> &Path {
@@ -152,17 +205,32 @@ fn socket(address: &str) -> &Path {
 fn a_life_without_a_container_leaves_nothing() {
     let test = Test::new("life");
     let address = test.start_plain();
-    assert!(address.starts_with("unix:///run/containerd/s/") && !address.contains('\n'), "{address}");
-    assert_eq!(fs::read_to_string(test.bundle().join("address")).unwrap(), address);
+    assert!(
+        address.starts_with("unix:///run/containerd/s/") && !address.contains('\n'),
+        "{address}"
+    );
+    assert_eq!(
+        fs::read_to_string(test.bundle().join("address")).unwrap(),
+        address
+    );
     let daemon = test.daemon();
     let client = client(&address);
-    let state = client.state(ctx(), &StateRequest { id: test.id.clone(), ..Default::default() });
+    let state = client.state(
+        ctx(),
+        &StateRequest {
+            id: test.id.clone(),
+            ..Default::default()
+        },
+    );
     assert!(matches!(state, Err(ttrpc::Error::RpcStatus(s)) if s.code() == Code::NOT_FOUND));
     let (code, message) = create(&client, &test);
-    assert_eq!((code, message.as_str()), (
-        Code::NOT_FOUND,
-        "root file system /nonexistent/rootfs is not there"
-    ));
+    assert_eq!(
+        (code, message.as_str()),
+        (
+            Code::NOT_FOUND,
+            "root file system /nonexistent/rootfs is not there"
+        )
+    );
     shutdown(&client, &test);
     assert!(ended(&daemon));
     assert!(!socket(&address).exists());
@@ -178,7 +246,10 @@ fn a_spec_that_cannot_run_is_refused_in_one_sentence() {
     let client = client(&address);
     let (code, message) = create(&client, &test);
     assert_eq!(code, Code::UNIMPLEMENTED);
-    assert!(message.contains("the host's PID namespace (--pid=host)"), "{message}");
+    assert!(
+        message.contains("the host's PID namespace (--pid=host)"),
+        "{message}"
+    );
     shutdown(&client, &test);
     assert!(ended(&daemon));
 }
@@ -261,16 +332,25 @@ fn a_container_of_a_pod_is_refused_by_name() {
     });
     let output = test.call("start", &[]);
     let message = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success() && message.contains("pod7"), "{message}");
+    assert!(
+        !output.status.success() && message.contains("pod7"),
+        "{message}"
+    );
     assert!(!test.bundle().join("shim.pid").exists());
 }
 
 #[test]
 fn what_it_tells_about_itself() {
     let run = |argument: &str| {
-        let output =
-            Command::new(PROGRAM).arg(argument).stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success() && output.stderr.is_empty(), "{argument}");
+        let output = Command::new(PROGRAM)
+            .arg(argument)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{argument}"
+        );
         output.stdout
     };
     let info = RuntimeInfo::parse_from_bytes(&run("-info")).unwrap();
@@ -279,7 +359,10 @@ fn what_it_tells_about_itself() {
     let version = String::from_utf8(run("-v")).unwrap();
     assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
     let help = String::from_utf8(run("--help")).unwrap();
-    assert!(help.contains("start") && help.contains("delete") && help.contains("-info"), "{help}");
+    assert!(
+        help.contains("start") && help.contains("delete") && help.contains("-info"),
+        "{help}"
+    );
 }
 
 #[test]
@@ -290,9 +373,15 @@ fn a_call_that_makes_no_sense_says_so_on_stderr_alone() {
         (vec!["-nonsense"], "nonsense"),
         (vec![], "start or delete"),
     ] {
-        let output =
-            Command::new(PROGRAM).args(&arguments).stdin(Stdio::null()).output().unwrap();
-        assert!(!output.status.success() && output.stdout.is_empty(), "{arguments:?}");
+        let output = Command::new(PROGRAM)
+            .args(&arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(
+            !output.status.success() && output.stdout.is_empty(),
+            "{arguments:?}"
+        );
         let message = String::from_utf8(output.stderr).unwrap();
         assert!(message.contains(named), "{message}");
     }

@@ -22,12 +22,23 @@ struct Test {
 async fn with(stdio: Stdio) -> Test {
     let mock = Arc::new(Mock::default());
     let (queue, events) = Events::for_test();
-    let request = Request { id: "c1".into(), ..Default::default() };
-    let container =
-        Container::create(&request, stdio, Arc::clone(&mock) as Arc<dyn Machine>, queue)
-            .await
-            .unwrap();
-    Test { container, mock, events }
+    let request = Request {
+        id: "c1".into(),
+        ..Default::default()
+    };
+    let container = Container::create(
+        &request,
+        stdio,
+        Arc::clone(&mock) as Arc<dyn Machine>,
+        queue,
+    )
+    .await
+    .unwrap();
+    Test {
+        container,
+        mock,
+        events,
+    }
 }
 
 async fn created() -> Test {
@@ -51,7 +62,9 @@ impl Test {
     }
 
     async fn exec(&self, id: &str) {
-        self.container.exec(id, Stdio::default(), b"{}".to_vec()).unwrap();
+        self.container
+            .exec(id, Stdio::default(), b"{}".to_vec())
+            .unwrap();
         self.container.start(id).await.unwrap();
     }
 
@@ -79,9 +92,15 @@ async fn an_exec_has_a_life_of_its_own() {
     test.mock.exit("e1", 4);
     assert_eq!(test.container.wait("e1").await.unwrap().status, 4);
     assert_eq!(test.container.delete("e1").await.unwrap().exit.status, 4);
-    assert!(matches!(test.container.state("e1"), Err(Error::NoProcess { .. })));
+    assert!(matches!(
+        test.container.state("e1"),
+        Err(Error::NoProcess { .. })
+    ));
     assert_eq!(test.name(""), "running");
-    assert_eq!(test.topics(), ["create", "start", "exec-added", "exec-started", "exit"]);
+    assert_eq!(
+        test.topics(),
+        ["create", "start", "exec-added", "exec-started", "exit"]
+    );
 }
 
 #[tokio::test]
@@ -113,7 +132,9 @@ async fn a_failed_start_ends_the_process() {
 #[tokio::test]
 async fn a_failed_exec_can_be_waited_for_and_deleted() {
     let mut test = started().await;
-    test.container.exec("e1", Stdio::default(), Vec::new()).unwrap();
+    test.container
+        .exec("e1", Stdio::default(), Vec::new())
+        .unwrap();
     *test.mock.guest() = Guest::Fails;
     test.container.start("e1").await.unwrap_err();
     assert_eq!(test.container.wait("e1").await.unwrap().status, NOT_STARTED);
@@ -132,7 +153,10 @@ async fn what_is_not_possible_is_refused() {
     assert!(refused(container.start("").await));
     assert!(matches!(
         container.delete("").await,
-        Err(AnyError::Container(Error::State { state: "running", .. }))
+        Err(AnyError::Container(Error::State {
+            state: "running",
+            ..
+        }))
     ));
     container.exec("e1", Stdio::default(), Vec::new()).unwrap();
     assert!(matches!(
@@ -167,7 +191,11 @@ async fn the_end_of_the_machine_ends_every_process_at_once() {
     test.exec("e2").await;
     test.mock.kill();
     for process in ["e1", "e2", ""] {
-        assert_eq!(test.container.wait(process).await.unwrap().status, 137, "{process}");
+        assert_eq!(
+            test.container.wait(process).await.unwrap().status,
+            137,
+            "{process}"
+        );
     }
     let topics = test.topics();
     assert_eq!(topics.iter().filter(|topic| *topic == "exit").count(), 3);
@@ -215,13 +243,18 @@ async fn sigkill_works_on_a_process_that_does_not_die() {
     test.mock.immortal.store(true, Ordering::Relaxed);
     test.container.kill("", 9, true).await.unwrap();
     assert_eq!(test.container.wait("").await.unwrap().status, 137);
-    assert_eq!(*test.mock.signals.lock().unwrap(), [(String::new(), 9, true)]);
+    assert_eq!(
+        *test.mock.signals.lock().unwrap(),
+        [(String::new(), 9, true)]
+    );
 }
 
 #[tokio::test]
 async fn a_stuck_exec_does_not_stand_in_the_way() {
     let test = started().await;
-    test.container.exec("e1", Stdio::default(), Vec::new()).unwrap();
+    test.container
+        .exec("e1", Stdio::default(), Vec::new())
+        .unwrap();
     *test.mock.guest() = Guest::Hangs;
     let container = Arc::clone(&test.container);
     let stuck = tokio::spawn(async move { container.start("e1").await });
@@ -258,8 +291,20 @@ async fn pids_never_look_like_those_of_the_host() {
     let test = started().await;
     test.exec("e1").await;
     let pids = test.container.pids().await.unwrap();
-    assert_eq!(pids[0], GuestProcess { pid: PID, exec_id: String::new() });
-    assert_eq!(pids[1], GuestProcess { pid: 7 + GUEST_PID_BASE, exec_id: "e1".into() });
+    assert_eq!(
+        pids[0],
+        GuestProcess {
+            pid: PID,
+            exec_id: String::new()
+        }
+    );
+    assert_eq!(
+        pids[1],
+        GuestProcess {
+            pid: 7 + GUEST_PID_BASE,
+            exec_id: "e1".into()
+        }
+    );
     assert_eq!(pids.len(), 2);
 }
 
@@ -268,7 +313,11 @@ async fn the_end_is_announced_behind_the_last_output() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out");
     let stdout = format!("file://{}", path.display());
-    let test = with(Stdio { stdout, ..Default::default() }).await;
+    let test = with(Stdio {
+        stdout,
+        ..Default::default()
+    })
+    .await;
     test.container.start("").await.unwrap();
     let id = test.mock.names.lock().unwrap()[""].stdout;
     let mut guest = test.mock.streams.lock().unwrap().remove(&id).unwrap();
@@ -284,7 +333,11 @@ async fn the_end_is_announced_behind_the_last_output() {
 async fn a_stream_that_something_else_holds_open_does_not_hold_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let stdout = format!("file://{}", folder.path().join("out").display());
-    let test = with(Stdio { stdout, ..Default::default() }).await;
+    let test = with(Stdio {
+        stdout,
+        ..Default::default()
+    })
+    .await;
     test.container.start("").await.unwrap();
     test.mock.exit("", 0);
     assert_eq!(test.container.wait("").await.unwrap().status, 0);

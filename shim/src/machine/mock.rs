@@ -40,7 +40,11 @@ pub(crate) struct MockBackend {
 
 impl MockBackend {
     pub(crate) fn machine(&self) -> Arc<Mock> {
-        self.machine.lock().unwrap().clone().expect("a machine was launched")
+        self.machine
+            .lock()
+            .unwrap()
+            .clone()
+            .expect("a machine was launched")
     }
 }
 
@@ -88,12 +92,20 @@ impl Mock {
     }
 
     fn exit_of(&self, exec_id: &str) -> watch::Sender<Option<Exit>> {
-        self.exits.lock().unwrap().entry(exec_id.to_owned()).or_default().clone()
+        self.exits
+            .lock()
+            .unwrap()
+            .entry(exec_id.to_owned())
+            .or_default()
+            .clone()
     }
 
     /// The guest's process ends.
     pub(crate) fn exit(&self, exec_id: &str, status: u32) {
-        self.exit_of(exec_id).send_replace(Some(Exit { status, at: SystemTime::now() }));
+        self.exit_of(exec_id).send_replace(Some(Exit {
+            status,
+            at: SystemTime::now(),
+        }));
     }
 
     async fn answer<T>(&self, value: T) -> Result<T, Error> {
@@ -118,7 +130,10 @@ impl Machine for Mock {
 
     async fn stream(&self, id: u64) -> Result<UnixStream, Error> {
         let (ours, theirs) = UnixStream::pair()?;
-        assert!(self.streams.lock().unwrap().insert(id, theirs).is_none(), "stream {id} twice");
+        assert!(
+            self.streams.lock().unwrap().insert(id, theirs).is_none(),
+            "stream {id} twice"
+        );
         Ok(ours)
     }
 
@@ -139,18 +154,27 @@ impl Machine for Mock {
     }
 
     async fn exec(&self, exec_id: &str, _: &[u8], streams: Streams) -> Result<u32, AnyError> {
-        self.names.lock().unwrap().insert(exec_id.to_owned(), streams);
+        self.names
+            .lock()
+            .unwrap()
+            .insert(exec_id.to_owned(), streams);
         Ok(self.answer(7).await?)
     }
 
     async fn wait(&self, exec_id: &str) -> Result<Exit, Error> {
         let mut exit = self.exit_of(exec_id).subscribe();
-        let exit = exit.wait_for(Option::is_some).await.map_err(|_| Error::Ended("gone".into()))?;
+        let exit = exit
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| Error::Ended("gone".into()))?;
         exit.ok_or_else(|| Error::Ended("gone".into()))
     }
 
     async fn signal(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), Error> {
-        self.signals.lock().unwrap().push((exec_id.to_owned(), signal, all));
+        self.signals
+            .lock()
+            .unwrap()
+            .push((exec_id.to_owned(), signal, all));
         self.answer(()).await?;
         if signal == 9 && !self.immortal.load(Ordering::Relaxed) {
             self.exit(exec_id, 137);
@@ -163,9 +187,17 @@ impl Machine for Mock {
     }
 
     async fn processes(&self) -> Result<Vec<GuestProcess>, Error> {
-        let execs = self.names.lock().unwrap().keys().cloned().collect::<Vec<_>>();
-        let mut list: Vec<_> =
-            execs.into_iter().map(|exec_id| GuestProcess { pid: 7, exec_id }).collect();
+        let execs = self
+            .names
+            .lock()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>();
+        let mut list: Vec<_> = execs
+            .into_iter()
+            .map(|exec_id| GuestProcess { pid: 7, exec_id })
+            .collect();
         list.sort_by(|a, b| a.exec_id.cmp(&b.exec_id));
         self.answer(list).await
     }

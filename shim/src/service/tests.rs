@@ -6,12 +6,18 @@ use containerd_shim::api::*;
 use containerd_shim_protos::shim_async::TaskClient;
 use ttrpc::{
     Code,
-    asynchronous::{Client, Server, transport::{Listener, Socket}},
+    asynchronous::{
+        Client, Server,
+        transport::{Listener, Socket},
+    },
     context,
 };
 
 use super::*;
-use crate::machine::{Machine as _, mock::{Guest, MockBackend, PID}};
+use crate::machine::{
+    Machine as _,
+    mock::{Guest, MockBackend, PID},
+};
 
 struct Test {
     service: Arc<Service>,
@@ -29,15 +35,26 @@ async fn serve() -> Test {
     let (events, queue) = Events::for_test();
     // Read by nobody, and longer than any test.
     std::mem::forget(queue);
-    let service = Arc::new(Service::new(Arc::clone(&backend) as Arc<dyn Backend>, events));
+    let service = Arc::new(Service::new(
+        Arc::clone(&backend) as Arc<dyn Backend>,
+        events,
+    ));
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
-    let mut server =
-        Server::new().add_listener(Listener::from(listener)).register_service(service.methods());
+    let mut server = Server::new()
+        .add_listener(Listener::from(listener))
+        .register_service(service.methods());
     server.start().await.unwrap();
     let stream = tokio::net::UnixStream::connect(&path).await.unwrap();
     let raw = Client::new(Socket::new(stream));
     let client = TaskClient::new(raw.clone());
-    Test { service, backend, client, raw, _server: server, _folder: folder }
+    Test {
+        service,
+        backend,
+        client,
+        raw,
+        _server: server,
+        _folder: folder,
+    }
 }
 
 fn ctx() -> context::Context {
@@ -53,20 +70,48 @@ fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
 
 impl Test {
     async fn create(&self, id: &str) -> ttrpc::Result<CreateTaskResponse> {
-        let request = CreateTaskRequest { id: id.into(), bundle: "/b".into(), ..Default::default() };
+        let request = CreateTaskRequest {
+            id: id.into(),
+            bundle: "/b".into(),
+            ..Default::default()
+        };
         self.client.create(ctx(), &request).await
     }
 
     async fn state(&self, id: &str) -> ttrpc::Result<StateResponse> {
-        self.client.state(ctx(), &StateRequest { id: id.into(), ..Default::default() }).await
+        self.client
+            .state(
+                ctx(),
+                &StateRequest {
+                    id: id.into(),
+                    ..Default::default()
+                },
+            )
+            .await
     }
 
     async fn start(&self, id: &str) -> ttrpc::Result<StartResponse> {
-        self.client.start(ctx(), &StartRequest { id: id.into(), ..Default::default() }).await
+        self.client
+            .start(
+                ctx(),
+                &StartRequest {
+                    id: id.into(),
+                    ..Default::default()
+                },
+            )
+            .await
     }
 
     async fn delete(&self, id: &str) -> ttrpc::Result<DeleteResponse> {
-        self.client.delete(ctx(), &DeleteRequest { id: id.into(), ..Default::default() }).await
+        self.client
+            .delete(
+                ctx(),
+                &DeleteRequest {
+                    id: id.into(),
+                    ..Default::default()
+                },
+            )
+            .await
     }
 }
 
@@ -75,11 +120,17 @@ async fn a_whole_life() {
     let test = serve().await;
     assert_eq!(test.create("c1").await.unwrap().pid, PID);
     let state = test.state("c1").await.unwrap();
-    assert_eq!((state.status(), state.pid, state.bundle.as_str()), (Status::CREATED, PID, "/b"));
+    assert_eq!(
+        (state.status(), state.pid, state.bundle.as_str()),
+        (Status::CREATED, PID, "/b")
+    );
     assert_eq!(test.start("c1").await.unwrap().pid, PID);
     assert_eq!(test.state("c1").await.unwrap().status(), Status::RUNNING);
     test.backend.machine().exit("", 9);
-    let wait = WaitRequest { id: "c1".into(), ..Default::default() };
+    let wait = WaitRequest {
+        id: "c1".into(),
+        ..Default::default()
+    };
     assert_eq!(test.client.wait(ctx(), &wait).await.unwrap().exit_status, 9);
     let state = test.state("c1").await.unwrap();
     assert_eq!((state.status(), state.exit_status), (Status::STOPPED, 9));
@@ -95,13 +146,19 @@ async fn both_generations_of_the_api_are_served() {
         let mut request = ttrpc::Request::new();
         request.service = service.into();
         request.method = "State".into();
-        request.payload =
-            protobuf::Message::write_to_bytes(&StateRequest { id: "x".into(), ..Default::default() })
-                .unwrap();
+        request.payload = protobuf::Message::write_to_bytes(&StateRequest {
+            id: "x".into(),
+            ..Default::default()
+        })
+        .unwrap();
         request.timeout_nano = 20_000_000_000;
         let (_, message) = code(test.raw.request(request).await);
         let answered = message == "container x is not there";
-        assert_eq!(answered, service != "containerd.task.v4.Task", "{service}: {message}");
+        assert_eq!(
+            answered,
+            service != "containerd.task.v4.Task",
+            "{service}: {message}"
+        );
     }
 }
 
@@ -112,7 +169,10 @@ async fn one_container_at_a_time() {
     assert_eq!(code(test.create("c1").await).0, Code::ALREADY_EXISTS);
     let (refused, message) = code(test.create("c2").await);
     assert_eq!(refused, Code::FAILED_PRECONDITION);
-    assert!(message.contains("c1") && message.contains("c2"), "{message}");
+    assert!(
+        message.contains("c1") && message.contains("c2"),
+        "{message}"
+    );
     test.delete("c1").await.unwrap();
     test.create("c2").await.unwrap();
 }
@@ -137,7 +197,15 @@ async fn state_answers_while_the_guest_hangs() {
     let starting = tokio::spawn({
         let client = test.client.clone();
         async move {
-            client.start(ctx(), &StartRequest { id: "c1".into(), ..Default::default() }).await
+            client
+                .start(
+                    ctx(),
+                    &StartRequest {
+                        id: "c1".into(),
+                        ..Default::default()
+                    },
+                )
+                .await
         }
     });
     test.backend.machine().start_asked.notified().await;
@@ -154,28 +222,100 @@ async fn what_is_not_built_says_so_by_name() {
     let id = || "c1".to_owned();
     let client = &test.client;
     let answers = [
-        ("pause", code(client.pause(ctx(), &PauseRequest { id: id(), ..Default::default() }).await)),
-        ("resume", code(client.resume(ctx(), &ResumeRequest { id: id(), ..Default::default() }).await)),
+        (
+            "pause",
+            code(
+                client
+                    .pause(
+                        ctx(),
+                        &PauseRequest {
+                            id: id(),
+                            ..Default::default()
+                        },
+                    )
+                    .await,
+            ),
+        ),
+        (
+            "resume",
+            code(
+                client
+                    .resume(
+                        ctx(),
+                        &ResumeRequest {
+                            id: id(),
+                            ..Default::default()
+                        },
+                    )
+                    .await,
+            ),
+        ),
         (
             "checkpoint",
-            code(client.checkpoint(ctx(), &CheckpointTaskRequest { id: id(), ..Default::default() }).await),
+            code(
+                client
+                    .checkpoint(
+                        ctx(),
+                        &CheckpointTaskRequest {
+                            id: id(),
+                            ..Default::default()
+                        },
+                    )
+                    .await,
+            ),
         ),
-        ("update", code(client.update(ctx(), &UpdateTaskRequest { id: id(), ..Default::default() }).await)),
-        ("stats", code(client.stats(ctx(), &StatsRequest { id: id(), ..Default::default() }).await)),
+        (
+            "update",
+            code(
+                client
+                    .update(
+                        ctx(),
+                        &UpdateTaskRequest {
+                            id: id(),
+                            ..Default::default()
+                        },
+                    )
+                    .await,
+            ),
+        ),
+        (
+            "stats",
+            code(
+                client
+                    .stats(
+                        ctx(),
+                        &StatsRequest {
+                            id: id(),
+                            ..Default::default()
+                        },
+                    )
+                    .await,
+            ),
+        ),
     ];
     for (name, (code, message)) in answers {
         assert_eq!(code, Code::UNIMPLEMENTED);
         assert_eq!(message, format!("{name} is not implemented by forkvm yet"));
     }
-    let restore = CreateTaskRequest { id: "c2".into(), checkpoint: "/c".into(), ..Default::default() };
-    assert_eq!(code(client.create(ctx(), &restore).await).0, Code::UNIMPLEMENTED);
+    let restore = CreateTaskRequest {
+        id: "c2".into(),
+        checkpoint: "/c".into(),
+        ..Default::default()
+    };
+    assert_eq!(
+        code(client.create(ctx(), &restore).await).0,
+        Code::UNIMPLEMENTED
+    );
 }
 
 #[tokio::test]
 async fn shutdown_is_ignored_while_a_container_is_there() {
     let test = serve().await;
     test.create("c1").await.unwrap();
-    let shutdown = ShutdownRequest { id: "c1".into(), ..Default::default() };
+    let shutdown = ShutdownRequest {
+        id: "c1".into(),
+        ..Default::default()
+    };
     test.client.shutdown(ctx(), &shutdown).await.unwrap();
     assert!(!*test.service.ended.borrow());
     test.delete("c1").await.unwrap();
@@ -187,7 +327,13 @@ async fn shutdown_is_ignored_while_a_container_is_there() {
 async fn connect_tells_both_pids() {
     let test = serve().await;
     test.create("c1").await.unwrap();
-    let request = ConnectRequest { id: "c1".into(), ..Default::default() };
+    let request = ConnectRequest {
+        id: "c1".into(),
+        ..Default::default()
+    };
     let answer = test.client.connect(ctx(), &request).await.unwrap();
-    assert_eq!((answer.shim_pid, answer.task_pid), (std::process::id(), PID));
+    assert_eq!(
+        (answer.shim_pid, answer.task_pid),
+        (std::process::id(), PID)
+    );
 }

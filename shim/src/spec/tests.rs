@@ -3,7 +3,9 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const HOST: Host = Host { machine_memory: 512 << 20 };
+const HOST: Host = Host {
+    machine_memory: 512 << 20,
+};
 
 /// A spec such as `ctr run` makes.
 fn base() -> Value {
@@ -55,7 +57,8 @@ fn with(change: impl FnOnce(&mut Value)) -> Value {
 
 fn bind(source: &Path, options: &[&str]) -> Value {
     with(|spec| {
-        let mount = json!({"destination": "/v", "type": "bind", "source": source, "options": options});
+        let mount =
+            json!({"destination": "/v", "type": "bind", "source": source, "options": options});
         spec["mounts"].as_array_mut().unwrap().push(mount);
     })
 }
@@ -117,7 +120,10 @@ fn namespaces_of_the_host_are_refused_by_name() {
         ("mount", "mount namespace"),
     ] {
         let message = refusal(with(|spec| {
-            spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|ns| ns["type"] != kind);
+            spec["linux"]["namespaces"]
+                .as_array_mut()
+                .unwrap()
+                .retain(|ns| ns["type"] != kind);
         }));
         assert!(message.contains(named), "{kind}: {message}");
     }
@@ -131,7 +137,10 @@ fn joining_namespaces_is_refused_but_for_the_network() {
             list.retain(|ns| ns["type"] != kind);
             list.push(json!({"type": kind, "path": "/proc/1/ns/x"}));
         }));
-        assert!(message.contains("joining") && message.contains("/proc/1/ns/x"), "{message}");
+        assert!(
+            message.contains("joining") && message.contains("/proc/1/ns/x"),
+            "{message}"
+        );
     }
 }
 
@@ -155,8 +164,17 @@ fn a_network_namespace_is_joined_unless_it_is_the_hosts() {
 #[test]
 fn a_container_never_sees_the_guests_own_cgroups() {
     let plan = take(base()).unwrap();
-    let namespaces = plan.guest.linux().as_ref().unwrap().namespaces().clone().unwrap();
-    let cgroup = namespaces.iter().filter(|ns| ns.typ() == LinuxNamespaceType::Cgroup);
+    let namespaces = plan
+        .guest
+        .linux()
+        .as_ref()
+        .unwrap()
+        .namespaces()
+        .clone()
+        .unwrap();
+    let cgroup = namespaces
+        .iter()
+        .filter(|ns| ns.typ() == LinuxNamespaceType::Cgroup);
     assert_eq!(cgroup.count(), 1);
 }
 
@@ -178,7 +196,12 @@ fn bind_mounts_become_exports() {
                 read_only: true,
                 recursive: true
             },
-            Volume { name: "vol-1".into(), source: file, read_only: false, recursive: false },
+            Volume {
+                name: "vol-1".into(),
+                source: file,
+                read_only: false,
+                recursive: false
+            },
         ]
     );
     let guest = serde_json::to_value(&plan.guest).unwrap();
@@ -191,14 +214,22 @@ fn volumes_that_cannot_work_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     for option in ["shared", "rshared", "slave", "rslave"] {
         let message = refusal(bind(folder.path(), &["rbind", option]));
-        assert!(message.contains(option) && message.contains("/v"), "{message}");
+        assert!(
+            message.contains(option) && message.contains("/v"),
+            "{message}"
+        );
     }
     let socket = folder.path().join("docker.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     assert!(refusal(bind(&socket, &["bind"])).contains("Unix sockets"));
     assert!(refusal(bind(Path::new("/dev/null"), &["bind"])).contains("devices of the host"));
-    let missing = take(bind(Path::new("/nonexistent/data"), &["bind"])).unwrap_err().to_string();
-    assert!(missing.contains("volume source /nonexistent/data"), "{missing}");
+    let missing = take(bind(Path::new("/nonexistent/data"), &["bind"]))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        missing.contains("volume source /nonexistent/data"),
+        "{missing}"
+    );
 }
 
 #[test]
@@ -218,7 +249,10 @@ fn hooks_run_on_the_host_or_are_refused_by_name() {
     let hook = |kind: &str| with(|spec| spec["hooks"] = json!({kind: [{"path": "/bin/hook"}]}));
     for kind in ["createContainer", "startContainer"] {
         let message = refusal(hook(kind));
-        assert!(message.contains(kind) && message.contains("/bin/hook"), "{message}");
+        assert!(
+            message.contains(kind) && message.contains("/bin/hook"),
+            "{message}"
+        );
     }
     let plan = take(hook("poststop")).unwrap();
     assert_eq!(plan.hooks.poststop().as_ref().unwrap().len(), 1);
@@ -227,17 +261,24 @@ fn hooks_run_on_the_host_or_are_refused_by_name() {
 
 #[test]
 fn a_memory_limit_above_the_machine_is_refused() {
-    let limit = |limit: i64| with(|spec| spec["linux"]["resources"]["memory"]["limit"] = limit.into());
+    let limit =
+        |limit: i64| with(|spec| spec["linux"]["resources"]["memory"]["limit"] = limit.into());
     take(limit(512 << 20)).unwrap();
     take(limit(-1)).unwrap();
     let message = refusal(limit((512 << 20) + 1));
-    assert!(message.contains("512 MiB") && message.contains("vm.memory_mib"), "{message}");
+    assert!(
+        message.contains("512 MiB") && message.contains("vm.memory_mib"),
+        "{message}"
+    );
 }
 
 #[test]
 fn what_must_be_there_is_named() {
     for section in ["root", "process", "linux"] {
-        let error = take(with(|spec| drop(spec.as_object_mut().unwrap().remove(section)))).unwrap_err();
+        let error = take(with(|spec| {
+            drop(spec.as_object_mut().unwrap().remove(section))
+        }))
+        .unwrap_err();
         assert!(error.to_string().contains(section), "{error}");
     }
 }

@@ -24,7 +24,10 @@ fn fifos(terminal: bool) -> Fifos {
         stdout: make("out"),
         stderr: if terminal { String::new() } else { make("err") },
     };
-    Fifos { _folder: folder, stdio }
+    Fifos {
+        _folder: folder,
+        stdio,
+    }
 }
 
 /// The client's ends: it opens its own before it calls `Create`, as containerd's client does.
@@ -38,7 +41,9 @@ fn writer(path: &str) -> pipe::Sender {
 
 async fn opened(stdio: &Stdio, mock: &Mock) -> (Streams, Open) {
     let counter = Counter::new(1);
-    open(stdio, mock, || counter.fetch_add(1, Ordering::Relaxed)).await.unwrap()
+    open(stdio, mock, || counter.fetch_add(1, Ordering::Relaxed))
+        .await
+        .unwrap()
 }
 
 fn guest(mock: &Mock, id: u64) -> UnixStream {
@@ -137,20 +142,43 @@ async fn output_survives_a_client_that_goes_away() {
 #[test]
 fn names_of_streams() {
     assert_eq!(Place::parse("").unwrap(), Place::Nowhere);
-    assert_eq!(Place::parse("/run/x").unwrap(), Place::Fifo(Path::new("/run/x")));
-    assert_eq!(Place::parse("fifo:///run/x").unwrap(), Place::Fifo(Path::new("/run/x")));
-    assert_eq!(Place::parse("file:///var/log/x").unwrap(), Place::File(Path::new("/var/log/x")));
-    let refused = Place::parse("binary:///bin/logger").unwrap_err().to_string();
+    assert_eq!(
+        Place::parse("/run/x").unwrap(),
+        Place::Fifo(Path::new("/run/x"))
+    );
+    assert_eq!(
+        Place::parse("fifo:///run/x").unwrap(),
+        Place::Fifo(Path::new("/run/x"))
+    );
+    assert_eq!(
+        Place::parse("file:///var/log/x").unwrap(),
+        Place::File(Path::new("/var/log/x"))
+    );
+    let refused = Place::parse("binary:///bin/logger")
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("binary://"), "{refused}");
 }
 
 #[tokio::test]
 async fn a_stream_that_is_not_there_is_named() {
-    let stdio = Stdio { stdout: "/nonexistent/out".into(), ..Default::default() };
+    let stdio = Stdio {
+        stdout: "/nonexistent/out".into(),
+        ..Default::default()
+    };
     let error = open(&stdio, &Mock::default(), || 1).await.err().unwrap();
     assert!(error.to_string().contains("/nonexistent/out"), "{error}");
-    let stdio = Stdio { stdin: "file:///etc/passwd".into(), ..Default::default() };
-    assert!(stdio.check().unwrap_err().to_string().contains("stdin must be a FIFO"));
+    let stdio = Stdio {
+        stdin: "file:///etc/passwd".into(),
+        ..Default::default()
+    };
+    assert!(
+        stdio
+            .check()
+            .unwrap_err()
+            .to_string()
+            .contains("stdin must be a FIFO")
+    );
 }
 
 proptest! {

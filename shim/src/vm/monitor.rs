@@ -2,24 +2,26 @@
 
 use std::{
     os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
+    os::unix::process::ExitStatusExt as _,
     path::Path,
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     sync::Arc,
 };
 
 use forkvm_vmm::control::{Event, FailureKind, Request, TimePoint, socket::Socket};
+use log::Level;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
-    net::UnixStream,
+    io::{AsyncReadExt as _, Interest, unix::AsyncFd},
+    net::{UnixStream, unix::pipe},
     sync::watch,
 };
 
 use super::Error;
 use crate::{reaper::Reaper, run_state::start_time};
 
-/// Bytes of the monitor's standard error that are kept for the message of its end.
-const KEPT: usize = 4096;
+/// Longer lines of the monitor's log are cut.
+const LONGEST_LINE: usize = 4096;
 
 /// How far a machine is.
 #[derive(Clone, Debug, Default)]
@@ -76,34 +78,24 @@ impl Monitor {
         let socket = unsafe { AsyncFd::register_with_interest(Control(ours), interest) };
         let socket = Arc::new(socket.map_err(|error| failed(error.into()))?);
         let (progress_sender, progress) = watch::channel(Progress::default());
-        tokio::spawn(receive(Arc::clone(&socket), progress_sender));
+        let events = tokio::spawn(receive(Arc::clone(&socket), progress_sender));
+        let last_event = progress.clone();
         let (ended_sender, ended) = watch::channel(None);
-        let events = progress.clone();
-        let stderr = child.stderr.take();
-        let log = tokio::spawn(async move {
-            match stderr
-                .map(|stderr| tokio::net::unix::pipe::Receiver::from_owned_fd(stderr.into()))
-            {
-                Some(Ok(pipe)) => relay_log(pipe).await,
-                _ => String::new(),
-            }
-        });
+        let log = child
+            .stderr
+            .take()
+            .map(|stderr| tokio::spawn(relay_log(stderr.into())));
         let reaped = child.ended;
         tokio::spawn(async move {
             let status = reaped.await;
-            let last_words = log.await.unwrap_or_default();
-            let told = {
-                let progress = events.borrow();
-                let failed = progress.failed.as_ref().map(|(message, _)| message.clone());
-                failed.or_else(|| progress.stopped.clone())
+            // What it said last may still wait in its socket and its log.
+            let _ = events.await;
+            let last_line = match log {
+                Some(log) => log.await.unwrap_or_default(),
+                None => String::new(),
             };
-            let reason = told.unwrap_or_else(|| match status {
-                Ok(status) => format!("its monitor ended ({status}) {last_words}")
-                    .trim()
-                    .to_owned(),
-                Err(_) => "its monitor is gone".to_owned(),
-            });
-            log::info!("monitor {pid} has ended: {reason}");
+            let reason = reason(&last_event.borrow(), status.ok(), &last_line);
+            log::debug!("monitor {pid}: {reason}");
             ended_sender.send_replace(Some(reason));
         });
         let start_time = start_time(pid).unwrap_or(0);
@@ -228,15 +220,87 @@ async fn receive(socket: Arc<AsyncFd<Control>>, progress: watch::Sender<Progress
     }
 }
 
-/// Passes the monitor's log lines on to the shim's; answers the last of them.
-async fn relay_log(pipe: tokio::net::unix::pipe::Receiver) -> String {
-    use tokio::io::{AsyncBufReadExt as _, BufReader};
-    let mut lines = BufReader::new(pipe).lines();
-    let mut last = String::new();
-    while let Ok(Some(line)) = lines.next_line().await {
-        log::info!("vmm: {line}");
-        last = line;
-        last.truncate(KEPT);
+/// Why a monitor has ended: what it said itself, else how its process ended.
+fn reason(progress: &Progress, status: Option<ExitStatus>, last_line: &str) -> String {
+    if let Some((message, _)) = &progress.failed {
+        return message.clone();
+    }
+    if let Some(stopped) = &progress.stopped {
+        return stopped.clone();
+    }
+    match status {
+        Some(status) if status.signal() == Some(libc::SIGKILL) => "it was killed".to_owned(),
+        Some(status) => format!("its monitor ended ({status}) {last_line}")
+            .trim()
+            .to_owned(),
+        None => "its monitor is gone".to_owned(),
+    }
+}
+
+/// Passes the monitor's log on to the shim's, a line at a time; answers the last one.
+async fn relay_log(stderr: OwnedFd) -> String {
+    let Ok(mut pipe) = pipe::Receiver::from_owned_fd(stderr) else {
+        return String::new();
+    };
+    let (mut buffer, mut filled, mut last) = (vec![0; LONGEST_LINE], 0, String::new());
+    while let Ok(length @ 1..) = pipe.read(&mut buffer[filled..]).await {
+        filled += length;
+        let mut begin = 0;
+        while let Some(length) = buffer[begin..filled].iter().position(|byte| *byte == b'\n') {
+            last = relay_line(&buffer[begin..begin + length]);
+            begin += length + 1;
+        }
+        buffer.copy_within(begin..filled, 0);
+        filled -= begin;
+        if filled == buffer.len() {
+            last = relay_line(&buffer);
+            filled = 0;
+        }
     }
     last
+}
+
+/// Logs one line at the level that it names.
+fn relay_line(line: &[u8]) -> String {
+    let line = String::from_utf8_lossy(line).into_owned();
+    let level = [Level::Error, Level::Warn, Level::Debug, Level::Trace]
+        .into_iter()
+        .find(|level| line.contains(level.as_str()))
+        .unwrap_or(Level::Info);
+    log::log!(level, "vmm: {line}");
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    #[test]
+    fn the_reason_is_the_monitors_own_word_before_its_status() {
+        let mut progress = Progress::default();
+        let exited = Some(ExitStatus::from_raw(1 << 8));
+        assert_eq!(
+            reason(&progress, Some(ExitStatus::from_raw(9)), "x"),
+            "it was killed"
+        );
+        assert!(reason(&progress, exited, "out of memory").contains("out of memory"));
+        progress.stopped = Some("the guest has shut down".into());
+        assert_eq!(reason(&progress, exited, ""), "the guest has shut down");
+        progress.failed = Some(("no KVM".into(), FailureKind::NoKvm));
+        assert_eq!(reason(&progress, exited, ""), "no KVM");
+    }
+
+    #[tokio::test]
+    async fn a_log_is_read_to_its_end_however_long_its_lines_are() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let writing = tokio::task::spawn_blocking(move || {
+            let mut writer = writer;
+            std::io::Write::write_all(&mut writer, &vec![b'a'; 3 * LONGEST_LINE]).unwrap();
+            std::io::Write::write_all(&mut writer, b"\nWARN last\n").unwrap();
+        });
+        assert_eq!(relay_log(reader.into()).await, "WARN last");
+        writing.await.unwrap();
+    }
 }
