@@ -238,3 +238,47 @@ fn a_damaged_state_is_one_clear_error() {
     }
     assert!(!monitor.close().unwrap().success());
 }
+
+/// `FORKVM_TEST_FORKS=N`: N children one after the other, and the median of each time point,
+/// counted from just before the monitor's process is started.
+#[test]
+fn time_points_of_forks() {
+    let Some(forks) = env::var("FORKVM_TEST_FORKS")
+        .ok()
+        .and_then(|forks| forks.parse::<usize>().ok())
+    else {
+        eprintln!("skipped: FORKVM_TEST_FORKS is not a number");
+        return;
+    };
+    let vcpus = env::var("FORKVM_TEST_VCPUS").map_or(2, |vcpus| vcpus.parse().unwrap());
+    let Some(host) = host(vcpus) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new(folder.path());
+    let template = build(&host, &store);
+    let mut table: Vec<(String, Vec<u64>)> = Vec::new();
+    for _ in 0..forks {
+        let console = tempfile::tempfile().unwrap();
+        let before = now();
+        let child = fork(&host, &template, &console);
+        let launched = now();
+        for (column, (name, at)) in [("launch sent".to_owned(), launched)]
+            .into_iter()
+            .chain(running(&child))
+            .enumerate()
+        {
+            if table.len() == column {
+                table.push((name, Vec::new()));
+            }
+            table[column].1.push((at - before) / 1000);
+        }
+        child.close().unwrap();
+    }
+    for (name, mut times) in table {
+        times.sort_unstable();
+        eprintln!(
+            "  {name:20} p50 {:8} us, worst {:8} us",
+            times[times.len() / 2],
+            times[times.len() - 1]
+        );
+    }
+}
