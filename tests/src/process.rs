@@ -59,7 +59,7 @@ pub struct Output {
     pub command: String,
     /// How it ended.
     pub end: End,
-    /// Its standard output; with a terminal, everything.
+    /// Its standard output; with a terminal, everything but carriage returns.
     pub stdout: Vec<u8>,
     /// Its standard error; empty with a terminal.
     pub stderr: Vec<u8>,
@@ -358,10 +358,15 @@ impl Running {
 
     fn output(&self, end: End, at: Instant) -> Output {
         let seen = self.watched.seen();
+        let mut stdout = seen.stdout.clone();
+        if self.terminal.is_some() {
+            // Two terminals in a row put one or two carriage returns in front of a line's end.
+            stdout.retain(|&byte| byte != b'\r');
+        }
         Output {
             command: self.command.clone(),
             end,
-            stdout: seen.stdout.clone(),
+            stdout,
             stderr: seen.stderr.clone(),
             took: at - self.began,
         }

@@ -51,7 +51,7 @@ fn a_line_that_never_comes_is_an_error_at_the_programs_end() {
 fn a_terminal_has_its_size() {
     let running = Running::spawn(&sh("stty size"), Streams::Terminal(33, 101)).unwrap();
     let output = running.wait(soon()).unwrap().exits(0).unwrap();
-    assert_eq!(output.text(), "33 101\r\n");
+    assert_eq!(output.text(), "33 101\n");
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn size(scene: &Scene<'_>) -> Result<(), Failure> {
     running.line("size 101 33", scene.deadline())?;
     running.resize(40, 120)?;
     running.line("size 120 40", scene.deadline())?;
-    let seen = "True /dev/pts/0\r\nsize 101 33\r\nsize 120 40\r\n";
+    let seen = "True /dev/pts/0\nsize 101 33\nsize 120 40\n";
     scene.finish(&container.stdout(seen), running).map(drop)
 }
 
@@ -47,7 +47,7 @@ fn control_c(scene: &Scene<'_>) -> Result<(), Failure> {
     running.write(b"typo\x7fed\r")?;
     running.line("<typed>", scene.deadline())?;
     running.write(b"\x03")?;
-    let container = container.stdout_has(["ready\r\n", "<typed>\r\n", "interrupted\r\n"]);
+    let container = container.stdout_has(["ready\n", "<typed>\n", "interrupted\n"]);
     scene.finish(&container, running).map(drop)
 }
 
