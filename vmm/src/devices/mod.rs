@@ -166,6 +166,7 @@ impl Wiring for Arc<VmFd> {
         Box::new(KvmLine {
             vm: Arc::clone(self),
             gsi: FIRST_GSI + slot as u32,
+            pulse: Mutex::new(()),
         })
     }
 
@@ -185,10 +186,13 @@ impl Wiring for Arc<VmFd> {
 struct KvmLine {
     vm: Arc<VmFd>,
     gsi: u32,
+    /// Held for a pulse: two at once would be one edge, too early for the second.
+    pulse: Mutex<()>,
 }
 
 impl InterruptLine for KvmLine {
     fn pulse(&self) -> io::Result<()> {
+        let _pulse = lock(&self.pulse);
         self.vm.set_irq_line(self.gsi, true)?;
         Ok(self.vm.set_irq_line(self.gsi, false)?)
     }
