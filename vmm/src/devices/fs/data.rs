@@ -62,25 +62,28 @@ impl FileServer {
         self.add_handle(id, file).map(|handle| (handle, options))
     }
 
-    /// What the guest is told about a file that it opens: it keeps the pages it has if it was told
-    /// of the very version of the file that is there now, in an export that only it changes.
+    /// What the guest is told about a file that it opens: it keeps the pages it has if they are of
+    /// the very version that is there now, in an export that only it changes.
     pub(super) fn open_options(&self, id: NodeId, file: &File, flags: OFlags) -> OpenOptions {
         let mut options = 0;
         if !may_write(flags) {
             options |= FOPEN_NOFLUSH;
         }
         if let Ok(stat) = host::stat(file) {
+            let now = Version::from(&stat);
             let mut nodes = self.nodes();
             // Opening for writing copies up in an overlay.
             nodes.identify(id, Identity::from(&stat));
-            if let Some(node) = nodes.get(id) {
+            if let Some(node) = nodes.get_mut(id) {
                 let private = node
                     .export()
                     .and_then(|index| self.exports.get(index))
                     .is_some_and(|export| !export.shared);
-                if private && node.told == Some(Version::from(&stat)) {
+                if private && node.held == Some(now) {
                     options |= OpenOptions::KEEP_CACHE.bits();
                 }
+                // Otherwise it drops them, and reads those of this version.
+                node.held = Some(now);
             }
         }
         // SAFETY: the type is a plain set of bits that are copied to the guest as they are; a bit

@@ -81,6 +81,10 @@ impl VirtioDevice for Fs {
 
     fn process_queue(&mut self, index: usize) -> Result<(), QueueError> {
         let answerer = &self.answerer;
+        // The first time in this thread; nothing the second time.
+        if let Err(error) = answerer.files().prepare_thread() {
+            log::error!("the file server's thread cannot be set up, so it makes no files: {error}");
+        }
         match self.queues.get_mut(index) {
             Some(queue) => queue.serve(|chain| answerer.answer(chain)),
             None => Ok(()),

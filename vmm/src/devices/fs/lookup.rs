@@ -84,7 +84,7 @@ impl FileServer {
         let id = match known {
             Some(id) => id,
             None => {
-                let id = nodes.insert(index, stat.kind())?;
+                let id = nodes.insert(index, &stat)?;
                 nodes.add_place(id, ROOT, name, &mut released)?;
                 id
             }
@@ -197,7 +197,7 @@ impl FileServer {
                 .get(parent)
                 .and_then(|node| node.export())
                 .ok_or_else(|| errno(libc::ESTALE))?;
-            let id = nodes.insert(export, stat.kind())?;
+            let id = nodes.insert(export, &stat)?;
             nodes.reference(id);
             let bound = nodes.bind(id, Arc::new(file), Identity::from(&stat), &mut released);
             if bound.is_err() {
@@ -272,7 +272,7 @@ impl FileServer {
             .ok_or_else(|| errno(libc::ESTALE))?;
         let id = match known {
             Some(id) if nodes.get(id).is_some() => id,
-            _ => nodes.insert(export, stat.kind())?,
+            _ => nodes.insert(export, stat)?,
         };
         // Referenced first, so that nothing below takes it for unused.
         nodes.reference(id);
@@ -316,7 +316,7 @@ impl FileServer {
         let Some(node) = nodes.get_mut(id) else {
             return Duration::ZERO;
         };
-        node.told = Some(Version::from(stat));
+        node.tell(Version::from(stat));
         node.export()
             .and_then(|index| self.exports.get(index))
             .map_or(Duration::ZERO, Root::timeout)

@@ -37,7 +37,7 @@ impl From<&FileStat> for Identity {
     }
 }
 
-/// The attributes by which the guest decides whether pages it holds are still right.
+/// What tells one version of a file's contents from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Version {
     size: u64,
@@ -93,8 +93,8 @@ pub(super) struct Node {
     pub(super) file: Option<Arc<OwnedFd>>,
     /// What it was when it was last seen. None: restored, and not found again yet.
     pub(super) identity: Option<Identity>,
-    /// The version of the contents that the guest was last told.
-    pub(super) told: Option<Version>,
+    /// The version of the contents whose pages the guest may hold. None: not known.
+    pub(super) held: Option<Version>,
     /// Used since the clock last passed.
     pub(super) used: bool,
 }
@@ -111,7 +111,7 @@ impl Node {
             handles: 0,
             file: None,
             identity: None,
-            told: None,
+            held: None,
             used: false,
         }
     }
@@ -138,6 +138,18 @@ impl Node {
                 .place
                 .as_ref()
                 .is_some_and(|place| place.parent != ROOT)
+    }
+
+    /// The guest is told that the file is now of this version. It drops its pages if the size or
+    /// the time of modification differ from what it was told before. If nothing but the time of
+    /// change does (the host may have put other contents of the same size and time there), it keeps
+    /// them: then they are those of the version before.
+    pub(super) fn tell(&mut self, now: Version) {
+        if let Some(held) = &mut self.held
+            && (held.size, held.modified) != (now.size, now.modified)
+        {
+            *held = now;
+        }
     }
 
     /// Where it was found last.

@@ -60,7 +60,8 @@ impl FileServer {
     /// A server of these exports. Opens `/proc/self/fd`, so `/proc` must be there.
     ///
     /// A thread that serves requests gets a working directory and a file creation mask of its own
-    /// when it first needs them, so it should do nothing else.
+    /// when it first needs them, or by [`prepare_thread`](Self::prepare_thread), so it should do
+    /// nothing else.
     pub fn new(exports: Vec<Export>, limits: Limits) -> Result<Self, Error> {
         if !exports.is_empty() {
             super::credentials::check_capabilities()?;
@@ -82,6 +83,11 @@ impl FileServer {
             handles: Mutex::new(HandleTable::new(limits)),
             session: AtomicU64::new(0),
         })
+    }
+
+    /// Makes the calling thread fit to serve requests, once.
+    pub(super) fn prepare_thread(&self) -> io::Result<()> {
+        super::credentials::prepare_thread(&self.descriptors)
     }
 
     pub(super) fn nodes(&self) -> MutexGuard<'_, NodeTable> {

@@ -10,9 +10,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::host::{FileKey, errno};
+use super::host::{FileKey, FileStat, errno};
 use super::limits::Limits;
-use super::node::{Identity, Node, NodeId, Place, ROOT};
+use super::node::{Identity, Node, NodeId, Place, ROOT, Version};
 
 /// Descriptors taken out of the table; closed when dropped.
 #[must_use = "descriptors are to be closed outside the lock"]
@@ -96,14 +96,16 @@ impl NodeTable {
         self.next
     }
 
-    /// Makes a node without a place or a descriptor.
-    pub(super) fn insert(&mut self, export: usize, kind: u32) -> io::Result<NodeId> {
+    /// Makes the node of a file that the guest does not know yet, without a place or a descriptor.
+    pub(super) fn insert(&mut self, export: usize, stat: &FileStat) -> io::Result<NodeId> {
         if self.nodes.len() >= self.limits.nodes {
             return Err(errno(libc::ENFILE));
         }
         let id = self.next;
         self.next += 1;
-        self.nodes.insert(id, Node::new(Some(export), kind));
+        let mut node = Node::new(Some(export), stat.kind());
+        node.held = Some(Version::from(stat));
+        self.nodes.insert(id, node);
         Ok(id)
     }
 

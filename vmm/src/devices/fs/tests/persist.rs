@@ -3,7 +3,7 @@
 use std::fs;
 
 use fuse_backend_rs::abi::fuse_abi::FsOptions;
-use fuse_backend_rs::api::filesystem::FileSystem;
+use fuse_backend_rs::api::filesystem::{FileSystem, OpenOptions};
 
 use super::guest::{Guest, LIMITS, export, number};
 use super::place::Place;
@@ -79,6 +79,23 @@ fn numbers_mean_the_same_path_in_a_child() {
     let new = child.create(ids[0], "new", libc::O_RDWR).unwrap().0.inode;
     assert!(!ids.contains(&new), "numbers go on");
     assert!(new >= template.server.nodes().next_id());
+}
+
+#[test]
+fn pages_read_in_the_template_are_not_kept_unseen() {
+    let place = Place::new();
+    place.file("root/f", "");
+    let template = Guest::of(&place.path("root"));
+    let id = template.id("rootfs/f");
+    let child = fork(&template, vec![export("rootfs", &place.path("root"))]);
+    assert_eq!(child.id("rootfs/f"), id);
+    let keeps = || {
+        let (handle, options) = child.open_options(id, libc::O_RDONLY).unwrap();
+        child.close(id, handle);
+        options.contains(OpenOptions::KEEP_CACHE)
+    };
+    assert!(!keeps(), "nobody knows what they were read from");
+    assert!(keeps());
 }
 
 #[test]
