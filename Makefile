@@ -47,9 +47,12 @@ build: binaries guest ## everything that is installed
 binaries:
 	cargo build --release --locked -p forkvm -p forkvm-shim -p forkvm-vmm -p forkvm-tests --bins --target-dir $(TARGET)
 
-# The guest has no libraries: the agent is linked statically, libseccomp included.
+# The guest has no libraries: the agent is linked statically, libseccomp included. It lies in the guest's memory, so it is
+# built for size; and at a fixed address, or each worker would write its 22,000 relocations into pages of its own.
 agent:
-	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH) RUSTFLAGS="-C target-feature=+crt-static" \
+	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH) \
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=s CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
+	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
 	cargo build --release --locked -p forkvm-agent --target x86_64-unknown-linux-gnu --target-dir $(TARGET)/agent
 
 guest: agent
