@@ -202,7 +202,8 @@ fn attach(scene: &Scene<'_>) -> Result<(), Failure> {
     let mut attached = process::Running::spawn(&words, process::Streams::Pipes)?;
     attached.write(b"typed\n")?;
     attached.line("<typed>", scene.deadline())?;
-    attached.close_stdin();
+    // Closing it here would only detach: Docker keeps the container's input open.
+    attached.write(b"more\n")?;
     attached.wait(scene.deadline())?.exits(5)?;
     scene.ok(["docker", "rm", &id]).map(drop)
 }
