@@ -5,6 +5,8 @@
 //! then `FORKVM_TEST_MONITOR`, `FORKVM_TEST_KERNEL`, `FORKVM_TEST_BUSYBOX` (linked statically) and
 //! `FORKVM_TEST_ROOTFS` (the root of a Debian with python3) name the files.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // A test from its first line to its last.
+
 use std::{
     env,
     ffi::CString,
