@@ -68,25 +68,26 @@ fn resolve(store: &Store, config: &Config, id: String) -> Result<String, Error> 
 
 fn build(store: &Store, config: &Config, force: bool) -> Result<(), Error> {
     let spec = base_spec(config);
-    let id = store.base_id(&spec)?;
+    let display = Display::new();
+    display.show("reading the guest image");
     if force {
-        match store.remove(&id) {
+        match store.base_id(&spec).and_then(|id| store.remove(&id)) {
             Ok(()) | Err(template::Error::Missing { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    let display = Display::new();
     let mut worked = false;
     let built = store.build(&spec, &config.paths.monitor, &mut |step| {
         worked |= step != template::Progress::Waiting;
         display.show(&step.to_string());
     });
-    let took = display.finish();
+    let took = display.elapsed();
+    drop(display);
     let manifest = built?.manifest().clone();
     if worked {
         println!("{}", built_line(&manifest, took));
     } else {
-        println!("base template {id} is there already");
+        println!("base template {} is there already", manifest.id);
     }
     Ok(())
 }

@@ -123,13 +123,12 @@ fn an_empty_machine_has_no_templates_and_no_containers() {
 #[test]
 fn what_is_not_there_is_one_clear_sentence() {
     let folder = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &str); 4] = [
+    let cases: [(&[&str], &str); 3] = [
         (
             &["template", "inspect", "0123456789abcdef"],
             "there is no template 0123456789abcdef",
         ),
         (&["template", "rm", "../../etc"], "is not a template id"),
-        (&["template", "build", "base"], "vmlinux"),
         (&["man", "/nonexistent"], "/nonexistent"),
     ];
     for (args, part) in cases {
@@ -142,6 +141,30 @@ fn what_is_not_there_is_one_clear_sentence() {
         );
         assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
     }
+}
+
+#[test]
+fn a_build_without_a_guest_image_shows_its_step_and_names_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = forkvm(folder.path())
+        .args(["template", "build", "base"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = text(&output.stderr);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(lines[0].ends_with("s  reading the guest image"), "{text}");
+    assert!(
+        lines[1].starts_with("forkvm: error: ") && lines[1].contains("vmlinux"),
+        "{text}"
+    );
+    // Nothing is left that looks like a template.
+    let output = forkvm(folder.path())
+        .args(["template", "ls", "-q"])
+        .output()
+        .unwrap();
+    assert!(output.status.success() && output.stdout.is_empty());
 }
 
 #[test]

@@ -44,11 +44,17 @@ impl Display {
         }
     }
 
-    /// Takes the line away; how long it all took.
-    pub(super) fn finish(self) -> Duration {
-        if let Some(line) = self.line {
+    /// How long it has been there.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+}
+
+/// Takes the line away, before the result or an error is printed.
+impl Drop for Display {
+    fn drop(&mut self) {
+        if let Some(line) = &self.line {
             line.finish_and_clear();
         }
-        self.began.elapsed()
     }
 }
