@@ -91,12 +91,10 @@ pub(crate) fn load(
     extra: &str,
     vcpus: u8,
 ) -> Result<u64, Error> {
-    let loaded = Elf::load(memory, None, kernel, Some(GuestAddress(HIGH_MEMORY)))
-        .map_err(Error::Kernel)?;
+    let loaded =
+        Elf::load(memory, None, kernel, Some(GuestAddress(HIGH_MEMORY))).map_err(Error::Kernel)?;
 
-    let bytes = initramfs
-        .seek(SeekFrom::End(0))
-        .map_err(Error::Initramfs)?;
+    let bytes = initramfs.seek(SeekFrom::End(0)).map_err(Error::Initramfs)?;
     initramfs.rewind().map_err(Error::Initramfs)?;
     let low_end = memory
         .iter()

@@ -69,11 +69,14 @@ pub(crate) struct Parts {
 impl Parts {
     /// Takes the descriptors in the order of [`Launch`].
     pub(crate) fn new(launch: Launch, fds: Vec<OwnedFd>) -> Result<Self, Error> {
-        let named = 2
-            + if launch.purpose == Purpose::Freeze { 2 } else { 0 }
-            + usize::from(launch.network_namespace == NetworkNamespace::Join)
-            + usize::from(launch.console)
-            + launch.exports.len();
+        let named =
+            2 + if launch.purpose == Purpose::Freeze {
+                2
+            } else {
+                0
+            } + usize::from(launch.network_namespace == NetworkNamespace::Join)
+                + usize::from(launch.console)
+                + launch.exports.len();
         let got = fds.len();
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or(Error::Descriptors { named, got });
@@ -81,9 +84,7 @@ impl Parts {
             return Err(Error::Descriptors { named, got });
         }
         let freeze = launch.purpose == Purpose::Freeze;
-        if freeze
-            && (matches!(launch.source, Source::Fork { .. }) || !launch.exports.is_empty())
-        {
+        if freeze && (matches!(launch.source, Source::Fork { .. }) || !launch.exports.is_empty()) {
             return Err(Error::Template);
         }
         for export in &launch.exports {

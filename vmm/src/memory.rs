@@ -54,7 +54,9 @@ const SHORTEST_HOLE: u64 = 256 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A size that no guest can have.
-    #[error("a guest cannot have {0} bytes of memory: it must be a multiple of 2 MiB, from 64 MiB to 1 TiB")]
+    #[error(
+        "a guest cannot have {0} bytes of memory: it must be a multiple of 2 MiB, from 64 MiB to 1 TiB"
+    )]
     Size(u64),
     /// A list of segments that does not fit the memory.
     #[error("the template's memory segments are not in order or outside its memory")]
@@ -181,8 +183,9 @@ fn map(region: Region, file: Option<&File>) -> Result<MmapRegion, Error> {
     let length = usize::try_from(region.bytes).map_err(|_| Error::Size(region.bytes))?;
     let builder = MmapRegionBuilder::new(length).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     let builder = match file {
-        None => builder
-            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE),
+        None => {
+            builder.with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+        }
         Some(file) => builder
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .with_file_offset(FileOffset::new(
@@ -203,11 +206,18 @@ fn overlay(
     offset: u64,
     bytes: u64,
 ) -> Result<(), Error> {
-    let range = (usize::try_from(at), usize::try_from(bytes), i64::try_from(offset));
+    let range = (
+        usize::try_from(at),
+        usize::try_from(bytes),
+        i64::try_from(offset),
+    );
     let (Ok(at), Ok(length), Ok(offset)) = range else {
         return Err(Error::Segments);
     };
-    if at.checked_add(length).is_none_or(|end| end > mapping.size()) {
+    if at
+        .checked_add(length)
+        .is_none_or(|end| end > mapping.size())
+    {
         return Err(Error::Segments);
     }
     let address = mapping.as_ptr().wrapping_add(at);

@@ -18,11 +18,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{
-    devices::Backends,
     control::{self, Event, FailureKind, Request, Socket, TimePoint},
+    devices::Backends,
     launch::{self, Parts, Start},
-    memory,
-    process,
+    memory, process,
     snapshot::state,
     vcpu::{Report, Reports},
     vm::{self, Boot, Machine, Running},
@@ -126,6 +125,9 @@ fn serve(socket: &Socket) -> Result<(), Error> {
     };
     let parts = Parts::new(launch, fds)?;
     process::isolate(&parts.network)?;
+    if matches!(parts.start, Start::Fork { .. }) {
+        process::use_small_pages()?;
+    }
 
     let console = match &parts.console {
         Some(console) => Some(console.try_clone().map_err(broken("the console"))?),
@@ -164,12 +166,11 @@ fn serve(socket: &Socket) -> Result<(), Error> {
             memory,
             state,
         } => {
-            let machine = fork(&memory, &state, backends, &mut times).map_err(|source| {
-                Error::Template {
+            let machine =
+                fork(&memory, &state, backends, &mut times).map_err(|source| Error::Template {
                     id: template,
                     source,
-                }
-            })?;
+                })?;
             (machine, Some(memory))
         }
     };
@@ -302,7 +303,9 @@ impl Control<'_> {
             }
             Request::Resume => {
                 if self.pausing && self.parked < self.running.vcpus() {
-                    return Err(Error::Invalid("resume was asked before the pause was done".into()));
+                    return Err(Error::Invalid(
+                        "resume was asked before the pause was done".into(),
+                    ));
                 }
                 if self.parked > 0 {
                     self.parked = 0;

@@ -10,10 +10,10 @@
 //! ```
 //! A template never changes once its folder has its name.
 
+mod build;
 pub mod digest;
 pub mod machine;
 pub mod manifest;
-mod build;
 mod store;
 
 use std::{io, path::PathBuf};
@@ -50,7 +50,9 @@ pub enum Error {
         root: PathBuf,
     },
     /// An id that is not one.
-    #[error("{id:?} is not a template id: it has 16 hexadecimal digits, `forkvm template ls` shows them")]
+    #[error(
+        "{id:?} is not a template id: it has 16 hexadecimal digits, `forkvm template ls` shows them"
+    )]
     BadId {
         /// What was given.
         id: String,

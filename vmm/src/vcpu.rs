@@ -83,7 +83,10 @@ impl Reports {
 /// What a parked vCPU is told.
 enum Command {
     Resume,
-    Save(Arc<Vec<u32>>, mpsc::Sender<Result<VcpuState, vcpu_state::Error>>),
+    Save(
+        Arc<Vec<u32>>,
+        mpsc::Sender<Result<VcpuState, vcpu_state::Error>>,
+    ),
 }
 
 /// A vCPU's thread, from outside.
@@ -152,10 +155,7 @@ impl Handle {
     }
 
     /// State of a parked vCPU; `None` if its thread has ended.
-    pub(crate) fn save(
-        &self,
-        msrs: Arc<Vec<u32>>,
-    ) -> Option<Result<VcpuState, vcpu_state::Error>> {
+    pub(crate) fn save(&self, msrs: Arc<Vec<u32>>) -> Option<Result<VcpuState, vcpu_state::Error>> {
         let (sender, receiver) = mpsc::channel();
         self.commands.send(Command::Save(msrs, sender)).ok()?;
         receiver.recv().ok()
@@ -288,7 +288,9 @@ fn handle(exit: VcpuExit<'_>, shared: &Shared) -> Next {
         VcpuExit::IoIn(_, data) => data.fill(0xff),
         // A triple fault: how a guest without firmware reboots, and how a panic ends.
         VcpuExit::Shutdown => {
-            return Next::Stop(Report::Stopped("the guest has shut down or panicked".into()));
+            return Next::Stop(Report::Stopped(
+                "the guest has shut down or panicked".into(),
+            ));
         }
         VcpuExit::Intr | VcpuExit::IrqWindowOpen => {}
         other => return Next::Stop(Report::Failed(format!("unexpected vCPU exit {other:?}"))),

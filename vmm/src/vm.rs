@@ -147,8 +147,7 @@ impl Machine {
             let vcpu = vm
                 .create_vcpu(id.into())
                 .map_err(failed("KVM_CREATE_VCPU"))?;
-            let entries =
-                boot::cpuid::entries(supported.as_slice(), id, boot.vcpus, tsc_deadline);
+            let entries = boot::cpuid::entries(supported.as_slice(), id, boot.vcpus, tsc_deadline);
             let cpuid = CpuId::from_entries(&entries).map_err(|_| Error::Kvm {
                 call: "KVM_SET_CPUID2",
                 source: kvm_ioctls::Error::new(libc::E2BIG),
@@ -213,7 +212,7 @@ impl Machine {
         })
     }
 
-    /// Starts the device threads and the vCPUs. Reports come with a write to the event in
+    /// Starts the vCPUs and the device threads. Reports come with a write to the event in
     /// `reports`.
     pub(crate) fn start(
         self,
@@ -222,7 +221,6 @@ impl Machine {
         reports: (vcpu::Reports, mpsc::Receiver<Report>),
     ) -> Result<Running, Error> {
         vcpu::install_kick().map_err(broken("the vCPUs' signal"))?;
-        self.devices.start()?;
         let shared = Arc::new(Shared {
             vm: self.vm,
             devices: self.devices,
@@ -234,10 +232,10 @@ impl Machine {
         });
         let mut vcpus = Vec::new();
         for (id, vcpu) in (0_u8..).zip(self.vcpus) {
-            vcpus.push(
-                vcpu::spawn(vcpu, id, shared.clone()).map_err(broken("a vCPU's thread"))?,
-            );
+            vcpus.push(vcpu::spawn(vcpu, id, shared.clone()).map_err(broken("a vCPU's thread"))?);
         }
+        // After the vCPUs: what the guest asks of a device meanwhile waits in its events.
+        shared.devices.start()?;
         Ok(Running {
             kvm: self.kvm,
             memory: self.memory,
@@ -285,9 +283,8 @@ impl Running {
         self.shared.devices.quiesce()?;
         let devices = self.shared.devices.save()?;
         step("saving the vCPUs");
-        let msrs = Arc::new(
-            vcpu_state::msr_indices(&self.kvm).map_err(failed("KVM_GET_MSR_INDEX_LIST"))?,
-        );
+        let msrs =
+            Arc::new(vcpu_state::msr_indices(&self.kvm).map_err(failed("KVM_GET_MSR_INDEX_LIST"))?);
         let mut vcpus = Vec::new();
         for vcpu in &self.vcpus {
             vcpus.push(vcpu.save(msrs.clone()).ok_or(Error::VcpuEnded)??);

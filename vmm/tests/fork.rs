@@ -63,7 +63,11 @@ fn launch(monitor: &Monitor, source: Source, fds: &[BorrowedFd<'_>], console: &F
             &Request::Launch(Launch {
                 source,
                 purpose: Purpose::Run,
-                network_namespace: NetworkNamespace::New,
+                network_namespace: if env::var_os("FORKVM_TEST_INHERIT").is_some() {
+                    NetworkNamespace::Inherit
+                } else {
+                    NetworkNamespace::New
+                },
                 console: true,
                 exports: Vec::new(),
             }),

@@ -87,7 +87,10 @@ pub(crate) fn entries(
     }
     // Topology (Intel SDM 2A, CPUID leaf 0BH): one thread a core, `count` cores. EAX is the shift
     // to the next level's id, ECX the level's number and kind (1 thread, 2 core).
-    if supported.iter().any(|entry| entry.function >= 0xb && entry.function < 0x4000_0000) {
+    if supported
+        .iter()
+        .any(|entry| entry.function >= 0xb && entry.function < 0x4000_0000)
+    {
         for (index, shift, number, kind) in [(0, 0, 1, 1 << 8), (1, core_bits, count, 2 << 8)] {
             entries.push(kvm_cpuid_entry2 {
                 function: 0xb,

@@ -8,9 +8,7 @@ use std::{
     time::Instant,
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     Event, Request,

@@ -110,8 +110,7 @@ impl Socket {
     /// A packet that is too large or not an `M`; the descriptors that came with it are closed.
     pub fn receive<M: DeserializeOwned>(&self) -> Result<Option<(M, Vec<OwnedFd>)>, Error> {
         let mut bytes = vec![0; MAX_PACKET];
-        let mut space =
-            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
             match recvmsg(
@@ -132,13 +131,19 @@ impl Socket {
                 fds.extend(rights);
             }
         }
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        if received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
             return Err(Error::TooLarge);
         }
         if received.bytes == 0 {
             return Ok(None);
         }
-        Ok(Some((serde_json::from_slice(&bytes[..received.bytes])?, fds)))
+        Ok(Some((
+            serde_json::from_slice(&bytes[..received.bytes])?,
+            fds,
+        )))
     }
 }
 

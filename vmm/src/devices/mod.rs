@@ -26,9 +26,7 @@ use event_loop::{EventLoop, SharedDevice, lock};
 use fs::{Fs, FsState};
 use net::{Net, NetState};
 use rng::{Rng, RngState};
-use virtio::mmio::{
-    self, Connect, MmioTransport, Notifications, TransportArgs, TransportState,
-};
+use virtio::mmio::{self, Connect, MmioTransport, Notifications, TransportArgs, TransportState};
 use virtio::{DrainError, InterruptLine, Persist};
 use vsock::{Vsock, VsockArgs, VsockState};
 

@@ -155,9 +155,7 @@ impl VcpuState {
             sregs: vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?,
             xcrs: vcpu.get_xcrs().map_err(failed("KVM_GET_XCRS"))?,
             xsave: read_xsave(vm, vcpu).map_err(failed("KVM_GET_XSAVE2"))?,
-            debug_regs: vcpu
-                .get_debug_regs()
-                .map_err(failed("KVM_GET_DEBUGREGS"))?,
+            debug_regs: vcpu.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?,
             lapic: vcpu.get_lapic().map_err(failed("KVM_GET_LAPIC"))?,
             tsc_khz: vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?,
             cpuid: cpuid.as_slice().to_vec(),
@@ -334,7 +332,10 @@ fn read_msrs(vcpu: &VcpuFd, id: u8, indices: &[u32]) -> Result<Vec<kvm_msr_entry
         entries.extend_from_slice(&msrs.as_slice()[..done.min(batch.len())]);
         left = &left[done.min(batch.len())..];
         if done < batch.len() {
-            log::info!("vCPU {id}: MSR {:#x} cannot be read, it is not saved", left[0]);
+            log::info!(
+                "vCPU {id}: MSR {:#x} cannot be read, it is not saved",
+                left[0]
+            );
             left = &left[1..];
         }
     }

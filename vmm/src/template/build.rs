@@ -80,9 +80,9 @@ impl Store {
             Err(error) => return Err(error),
         }
         self.clear_leftovers(&identity.id)?;
-        let temporary = self
-            .root()
-            .join(format!(".building-{}-{}", identity.id, std::process::id()));
+        let temporary =
+            self.root()
+                .join(format!(".building-{}-{}", identity.id, std::process::id()));
         let result = make(spec, &identity, monitor, &temporary, progress).and_then(|()| {
             let folder = self.folder(&identity.id);
             fs::rename(&temporary, &folder).map_err(Error::file("rename", &temporary))?;
@@ -163,8 +163,7 @@ fn make(
     progress(Progress::Publishing);
     drop(console);
     fs::remove_file(temporary.join("console")).map_err(Error::file("remove", temporary))?;
-    let bytes =
-        state::read(&state).map_err(|error| Error::Build(format!("the state: {error}")))?;
+    let bytes = state::read(&state).map_err(|error| Error::Build(format!("the state: {error}")))?;
     let snapshot =
         state::parse(&bytes).map_err(|error| Error::Build(format!("the state: {error}")))?;
     let checksum = crate::memory::checksum(&memory, &snapshot.memory.segments)

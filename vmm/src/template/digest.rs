@@ -32,9 +32,7 @@ pub fn of_file(path: &Path) -> Result<String, Error> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
-        let length = file
-            .read(&mut buffer)
-            .map_err(Error::file("read", path))?;
+        let length = file.read(&mut buffer).map_err(Error::file("read", path))?;
         if length == 0 {
             return Ok(hex(&hash.finalize()));
         }

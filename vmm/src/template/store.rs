@@ -161,7 +161,9 @@ impl Store {
         let manifest: Manifest = serde_json::from_slice(&text)
             .map_err(|error| damaged(format!("manifest.json: {error}")))?;
         if manifest.version != manifest::VERSION || manifest.id != id {
-            return Err(damaged("manifest.json is of another template or version".into()));
+            return Err(damaged(
+                "manifest.json is of another template or version".into(),
+            ));
         }
         if manifest.digest != digest(&manifest.inputs, &manifest.machine)
             || !manifest.digest.starts_with(id)
@@ -182,7 +184,9 @@ impl Store {
             .metadata()
             .map_err(Error::file("read", folder.join("memory")))?;
         if Stamp::from(&metadata) != manifest.memory.stamp {
-            return Err(damaged("memory was changed or copied since it was made".into()));
+            return Err(damaged(
+                "memory was changed or copied since it was made".into(),
+            ));
         }
         let state = open("state")?;
         let bytes = state::read(&state).map_err(|error| damaged(format!("state: {error}")))?;

@@ -93,10 +93,7 @@ fn a_packet_that_is_cut_by_the_buffer_is_refused() {
     let (ours, theirs) = Socket::pair().unwrap();
     let bytes = vec![b' '; MAX_PACKET + 1];
     rustix::net::send(&ours, &bytes, SendFlags::NOSIGNAL).unwrap();
-    assert!(matches!(
-        theirs.receive::<Request>(),
-        Err(Error::TooLarge)
-    ));
+    assert!(matches!(theirs.receive::<Request>(), Err(Error::TooLarge)));
 }
 
 #[test]

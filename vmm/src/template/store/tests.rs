@@ -86,7 +86,10 @@ fn a_store_that_does_not_exist_is_empty() {
 fn ids_cannot_leave_the_store() {
     let (_root, store, _) = store();
     for id in ["", "..", "../../etc", "0123456789ABCDEF", "0123456789abcde"] {
-        assert!(matches!(store.inspect(id), Err(Error::BadId { .. })), "{id}");
+        assert!(
+            matches!(store.inspect(id), Err(Error::BadId { .. })),
+            "{id}"
+        );
         assert!(matches!(store.remove(id), Err(Error::BadId { .. })), "{id}");
     }
 }
@@ -156,7 +159,8 @@ fn a_template_in_use_is_not_removed() {
 fn another_machine_is_told_by_what_differs() {
     let here = machine();
     assert_eq!(here.difference(&here), None);
-    let changes: [(&str, fn(&mut Machine)); 4] = [
+    type Change = fn(&mut Machine);
+    let changes: [(&str, Change); 4] = [
         ("processor", |machine| machine.cpuid.push('x')),
         ("processor", |machine| machine.microcode.push('1')),
         ("Linux 6.12, this is 6.13", |machine| {
