@@ -212,7 +212,7 @@ impl Machine {
         })
     }
 
-    /// Starts the vCPUs and the device threads. Reports come with a write to the event in
+    /// Starts the device threads and the vCPUs. Reports come with a write to the event in
     /// `reports`.
     pub(crate) fn start(
         self,
@@ -221,6 +221,7 @@ impl Machine {
         reports: (vcpu::Reports, mpsc::Receiver<Report>),
     ) -> Result<Running, Error> {
         vcpu::install_kick().map_err(broken("the vCPUs' signal"))?;
+        self.devices.start()?;
         let shared = Arc::new(Shared {
             vm: self.vm,
             devices: self.devices,
@@ -234,8 +235,6 @@ impl Machine {
         for (id, vcpu) in (0_u8..).zip(self.vcpus) {
             vcpus.push(vcpu::spawn(vcpu, id, shared.clone()).map_err(broken("a vCPU's thread"))?);
         }
-        // After the vCPUs: what the guest asks of a device meanwhile waits in its events.
-        shared.devices.start()?;
         Ok(Running {
             kvm: self.kvm,
             memory: self.memory,

@@ -2,7 +2,8 @@
 //!
 //! Needs a KVM that runs 64-bit guests, so these tests do nothing unless `FORKVM_TEST_KVM=1`; then
 //! `FORKVM_TEST_MONITOR`, `FORKVM_TEST_KERNEL` and `FORKVM_TEST_INITRAMFS` name the files. The
-//! initramfs must hold an agent that writes to the ready port.
+//! initramfs must hold an agent that writes to the ready port. `FORKVM_TEST_AGENT=1` says that it
+//! also serves its API; `FORKVM_TEST_INHERIT` leaves children in the test's network namespace.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by them")]
 
