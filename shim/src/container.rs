@@ -9,9 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskStart,
-};
+use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
 use protobuf::well_known_types::timestamp::Timestamp;
 use tokio::time::timeout;
 
@@ -22,12 +20,13 @@ use crate::{
     streams::{self, Stdio},
 };
 
+mod ends;
 pub(crate) mod phase;
 mod process;
 #[cfg(test)]
 mod tests;
 
-use phase::{End, Phase};
+use phase::Phase;
 pub(crate) use process::Process;
 
 /// Added to the guest's PIDs, so that none is mistaken for a process of the host: Linux gives out
@@ -37,9 +36,6 @@ pub(crate) const GUEST_PID_BASE: u32 = 1 << 22;
 /// How long the guest may take to act on SIGKILL of the init process before its machine is killed.
 /// Docker itself waits ten seconds, containerd's clients have no limit of their own.
 const KILL_GRACE: Duration = Duration::from_secs(3);
-
-/// How long the end of the init process waits for the ends of the execs it took along.
-const EXEC_GRACE: Duration = Duration::from_secs(2);
 
 /// Largest signal (`SIGRTMAX`, signal(7)).
 const SIGNAL_MAX: u32 = 64;
@@ -270,96 +266,6 @@ impl Container {
         Ok(pid.saturating_add(GUEST_PID_BASE))
     }
 
-    fn announce_start(&self, process: &Process, pid: u32) {
-        if process.exec_id.is_empty() {
-            self.events.publish(TaskStart {
-                container_id: self.id.clone(),
-                pid,
-                ..Default::default()
-            });
-        } else {
-            self.events.publish(TaskExecStarted {
-                container_id: self.id.clone(),
-                exec_id: process.exec_id.clone(),
-                pid,
-                ..Default::default()
-            });
-        }
-    }
-
-    fn announce_exit(&self, process: &Process, exit: Exit) {
-        let id = if process.exec_id.is_empty() {
-            &self.id
-        } else {
-            &process.exec_id
-        };
-        let pid = process.state().pid;
-        self.events.publish(TaskExit {
-            container_id: self.id.clone(),
-            id: id.clone(),
-            pid,
-            exit_status: exit.status,
-            exited_at: Some(Timestamp::from(exit.at)).into(),
-            ..Default::default()
-        });
-        process.announce(exit);
-    }
-
-    /// Waits for a process's end and announces it behind its last output.
-    async fn watch(self: Arc<Self>, process: Arc<Process>) {
-        let exit = tokio::select! {
-            exit = self.machine.wait(&process.exec_id) => match exit {
-                Ok(exit) => exit,
-                Err(error) => {
-                    // Either the machine is gone, or the agent is no use any more: nobody would
-                    // ever hear of this process again.
-                    log::warn!("waiting for process {}: {error}", self.name(&process));
-                    if process.exec_id.is_empty() {
-                        self.machine.kill();
-                    }
-                    Exit::killed()
-                }
-            },
-            reason = machine::ended(&*self.machine) => {
-                log::info!("process {} ended with its machine: {reason}", self.name(&process));
-                Exit::killed()
-            }
-        };
-        let drained = process.state().streams.as_ref().map(streams::Open::outputs);
-        if let Some(outputs) = drained {
-            outputs.drained().await;
-        }
-        if process.exec_id.is_empty() {
-            self.end_execs(exit).await;
-        }
-        self.finish(&process, exit);
-    }
-
-    /// The init process takes the execs along; their ends are announced before its own.
-    async fn end_execs(&self, exit: Exit) {
-        let execs: Vec<_> = self.execs().values().cloned().collect();
-        for exec in execs {
-            if matches!(exec.state().phase, Phase::Running)
-                && timeout(EXEC_GRACE, exec.exited()).await.is_err()
-            {
-                self.finish(
-                    &exec,
-                    Exit {
-                        at: exit.at,
-                        ..Exit::killed()
-                    },
-                );
-            }
-        }
-    }
-
-    fn finish(&self, process: &Process, exit: Exit) {
-        let end = process.state().phase.exited(exit);
-        if end == End::Announce {
-            self.announce_exit(process, exit);
-        }
-    }
-
     /// Adds an exec process; `start` executes it.
     pub(crate) fn exec(&self, exec_id: &str, stdio: Stdio, spec: Vec<u8>) -> Result<(), Error> {
         let phase = self.init.state().phase;
@@ -471,9 +377,8 @@ impl Container {
             pid: self.pid(),
             exec_id: String::new(),
         }];
-        // The agent lists the init process first; it is known by the task's PID already.
-        let listed = self.machine.processes().await?;
-        processes.extend(listed.into_iter().skip(1).map(|process| GuestProcess {
+        let others = self.machine.processes().await?;
+        processes.extend(others.into_iter().map(|process| GuestProcess {
             pid: process.pid.saturating_add(GUEST_PID_BASE),
             ..process
         }));

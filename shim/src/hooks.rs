@@ -172,3 +172,73 @@ fn kill(pid: u32) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    /// A hook that runs `script` in a shell.
+    fn hook(script: &str, timeout: Option<i64>) -> Hook {
+        let hook = serde_json::json!({
+            "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["NAME=value"], "timeout": timeout
+        });
+        serde_json::from_value(hook).unwrap()
+    }
+
+    async fn run(hooks: &[Hook]) -> Result<(), Error> {
+        let mounts = fs::File::open("/proc/self/ns/mnt").unwrap();
+        let runner = HookRunner::new(Reaper::start().unwrap(), mounts.into());
+        let state = state("c1", Path::new("/b"), 42, ContainerState::Creating, None).unwrap();
+        runner.run("prestart", hooks, &state).await
+    }
+
+    // One test: each reaper collects every child of the process, those of others too.
+    #[tokio::test]
+    async fn hooks() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let write = format!("cat > {0}; echo \" $NAME $HOME\" >> {0}", out.display());
+        run(&[hook(&write, None)]).await.unwrap();
+        let text = fs::read_to_string(&out).unwrap();
+        let (state, environment) = text.rsplit_once('}').unwrap();
+        let state: serde_json::Value = serde_json::from_str(&format!("{state}}}")).unwrap();
+        assert_eq!(
+            (state["id"].as_str(), state["pid"].as_i64()),
+            (Some("c1"), Some(42))
+        );
+        assert_eq!(
+            (state["bundle"].as_str(), state["status"].as_str()),
+            (Some("/b"), Some("creating"))
+        );
+        assert_eq!(
+            environment.trim(),
+            "value",
+            "nothing of the shim's own environment"
+        );
+
+        let second = format!("echo second > {}", out.display());
+        let failing = [hook("echo broken >&2; exit 3", None), hook(&second, None)];
+        let message = run(&failing).await.unwrap_err().to_string();
+        assert!(
+            message.contains("broken") && message.contains("exit status: 3"),
+            "{message}"
+        );
+        assert!(
+            !fs::read_to_string(&out).unwrap().contains("second"),
+            "the rest is not run"
+        );
+
+        let message = run(&[hook("sleep 1000", Some(1))])
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("did not end within 1 s"), "{message}");
+
+        let mut missing = hook("true", None);
+        missing.set_path("/nonexistent/hook".into());
+        let message = run(&[missing]).await.unwrap_err().to_string();
+        assert!(message.contains("/nonexistent/hook"), "{message}");
+    }
+}

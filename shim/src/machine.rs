@@ -96,7 +96,7 @@ pub(crate) trait Machine: Send + Sync {
     async fn signal(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), Error>;
     /// Forgets an ended exec process.
     async fn delete_exec(&self, exec_id: &str) -> Result<(), Error>;
-    /// The container's processes. Bounded: an error after two seconds.
+    /// The container's processes but for the init process. Bounded: an error after two seconds.
     async fn processes(&self) -> Result<Vec<GuestProcess>, Error>;
     /// Sets the size of a process's terminal.
     async fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), Error>;

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::{
+    events::task::{TaskExecStarted, TaskExit},
+    shim::event::Envelope,
+};
 use proptest::prelude::*;
 use tokio::{
     io::AsyncWriteExt as _,

@@ -192,6 +192,7 @@ impl Machine for Mock {
             .lock()
             .unwrap()
             .keys()
+            .filter(|exec_id| !exec_id.is_empty())
             .cloned()
             .collect::<Vec<_>>();
         let mut list: Vec<_> = execs
