@@ -153,7 +153,7 @@ fn exec_stopped(scene: &Scene<'_>) -> Result<(), Failure> {
         format!("ctr task ls says {status:?}")
     })?;
     let kill = scene.host(["ctr", "task", "kill", &id])?;
-    expect_error(&kill.exits(1)?, &["process already finished"])?;
+    expect_error(&kill.exits(1)?, &["not found"])?;
     remove_task(scene, &id, 3)?;
     scene.ok(["ctr", "container", "rm", &id]).map(drop)
 }
