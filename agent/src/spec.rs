@@ -4,14 +4,14 @@
 use std::{
     fs,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxCapabilities, LinuxIdMapping, LinuxNamespaceType, Mount,
     Process, Spec,
 };
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
 
 use crate::{cgroup::Cgroup, stdio::Owner};
 
@@ -27,6 +27,11 @@ pub(crate) enum Error {
     ParseProcess(serde_json::Error),
     #[error("the spec has no `{0}`")]
     Missing(&'static str),
+    #[error("cannot make the working directory {path}: {source}")]
+    WorkingDirectory {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("root file system {0} is not there")]
     NoRoot(PathBuf),
     #[error("the source {source_path} of the mount on {destination} is not there")]
@@ -145,12 +150,41 @@ pub(crate) fn prepare(json: &[u8], id: &str, terminal: bool) -> Result<Prepared,
         .as_mut()
         .ok_or(Error::Missing("process"))?;
     let owner = prepare_process(process, &template, terminal)?;
+    make_working_directory(&root, process.cwd())?;
     Ok(Prepared {
         spec,
         owner,
         user_namespace,
         guest_sysctls,
     })
+}
+
+/// Makes the working directory if the root file system lacks it, as runc does. Each component is opened without
+/// following links out of the root, which is the image's and so not to be trusted.
+fn make_working_directory(root: &Path, cwd: &Path) -> Result<(), Error> {
+    let failed = |source: rustix::io::Errno| Error::WorkingDirectory {
+        path: cwd.to_owned(),
+        source: source.into(),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = open(root, flags, Mode::empty()).map_err(failed)?;
+    let inside = |path: &Path| {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        openat2(&root, path, flags, Mode::empty(), resolve)
+    };
+    let mut made = PathBuf::from("/");
+    for component in cwd.components() {
+        let Component::Normal(name) = component else {
+            continue;
+        };
+        let parent = inside(&made).map_err(failed)?;
+        made.push(name);
+        // Whatever else is wrong with it, executing the process tells.
+        if let Err(rustix::io::Errno::NOENT) = inside(&made) {
+            mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Prepares the process of an exec.

@@ -101,6 +101,7 @@ pub(crate) fn run(flags: &Flags) -> Result<(), Error> {
         .build()
         .map_err(|e| Error::Setup("start the runtime", e))?;
     let result = runtime.block_on(serve(flags, inherited, config));
+    log::debug!("ended");
     if let Some(socket) = bundle.socket() {
         // It may be gone already: containerd removes the bundle.
         let _ = fs::remove_file(socket);
@@ -133,6 +134,7 @@ async fn serve(
     log::debug!("serving {}/{}", flags.namespace, flags.id);
     service.ended().await;
     events.flush(FLUSH).await;
+    log::debug!("every event is delivered");
     server.shutdown().await.map_err(Error::Serve)
 }
 

@@ -260,7 +260,10 @@ impl Task for Service {
         _: &TtrpcContext,
         request: DeleteRequest,
     ) -> ttrpc::Result<DeleteResponse> {
-        Ok(self.delete_process(&request).await?)
+        log::debug!("delete {}/{}", request.id, request.exec_id);
+        let response = self.delete_process(&request).await?;
+        log::debug!("deleted {}/{}", request.id, request.exec_id);
+        Ok(response)
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
@@ -364,6 +367,7 @@ impl Task for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+        log::debug!("shutdown");
         if matches!(*self.slot(), Slot::Empty) {
             self.ended.send_replace(true);
         }

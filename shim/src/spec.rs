@@ -16,6 +16,10 @@ use oci_spec::runtime::{
 #[cfg(test)]
 mod tests;
 
+/// Longest host name in bytes (`HOST_NAME_MAX`, limits.h). A container id that stands in for a missing one is ASCII and
+/// may be longer.
+const HOSTNAME_MAX: usize = 64;
+
 /// What can be wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -151,7 +155,7 @@ fn plan(
             .hostname()
             .clone()
             .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| id.to_owned()),
+            .unwrap_or_else(|| id.chars().take(HOSTNAME_MAX).collect()),
         annotations: spec.annotations().clone(),
         guest: spec,
         root: root_path,
