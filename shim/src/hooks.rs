@@ -187,9 +187,7 @@ mod tests {
         serde_json::from_value(hook).unwrap()
     }
 
-    async fn run(hooks: &[Hook]) -> Result<(), Error> {
-        let mounts = fs::File::open("/proc/self/ns/mnt").unwrap();
-        let runner = HookRunner::new(Reaper::start().unwrap(), mounts.into());
+    async fn run(runner: &HookRunner, hooks: &[Hook]) -> Result<(), Error> {
         let state = state("c1", Path::new("/b"), 42, ContainerState::Creating, None).unwrap();
         runner.run("prestart", hooks, &state).await
     }
@@ -197,10 +195,13 @@ mod tests {
     // One test: each reaper collects every child of the process, those of others too.
     #[tokio::test]
     async fn hooks() {
+        let mounts = fs::File::open("/proc/self/ns/mnt").unwrap();
+        // And one reaper, for the same reason: a second would take the first one's children.
+        let runner = HookRunner::new(Reaper::start().unwrap(), mounts.into());
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
         let write = format!("cat > {0}; echo \" $NAME $HOME\" >> {0}", out.display());
-        run(&[hook(&write, None)]).await.unwrap();
+        run(&runner, &[hook(&write, None)]).await.unwrap();
         let text = fs::read_to_string(&out).unwrap();
         let (state, environment) = text.rsplit_once('}').unwrap();
         let state: serde_json::Value = serde_json::from_str(&format!("{state}}}")).unwrap();
@@ -220,7 +221,7 @@ mod tests {
 
         let second = format!("echo second > {}", out.display());
         let failing = [hook("echo broken >&2; exit 3", None), hook(&second, None)];
-        let message = run(&failing).await.unwrap_err().to_string();
+        let message = run(&runner, &failing).await.unwrap_err().to_string();
         assert!(
             message.contains("broken") && message.contains("exit status: 3"),
             "{message}"
@@ -230,7 +231,7 @@ mod tests {
             "the rest is not run"
         );
 
-        let message = run(&[hook("sleep 1000", Some(1))])
+        let message = run(&runner, &[hook("sleep 1000", Some(1))])
             .await
             .unwrap_err()
             .to_string();
@@ -238,7 +239,7 @@ mod tests {
 
         let mut missing = hook("true", None);
         missing.set_path("/nonexistent/hook".into());
-        let message = run(&[missing]).await.unwrap_err().to_string();
+        let message = run(&runner, &[missing]).await.unwrap_err().to_string();
         assert!(message.contains("/nonexistent/hook"), "{message}");
     }
 }
