@@ -27,8 +27,10 @@ qmp_until() {
     return 1
 }
 
-# qmp_migration COMMAND: starts a migration, in or out, and waits for its end.
+# qmp_migration COMMAND: starts a migration, in or out, and waits for its end. The disk, a file that is shared memory,
+# is not part of the stream.
 qmp_migration() {
-    qmp '{"execute": "migrate-set-capabilities", "arguments": {"capabilities": [{"capability": "events", "state": true}]}}' &&
+    qmp '{"execute": "migrate-set-capabilities", "arguments": {"capabilities": [
+        {"capability": "events", "state": true}, {"capability": "x-ignore-shared", "state": true}]}}' &&
         qmp "$1" && qmp_until '"status": "(completed|failed)"' && [[ $qmp_line == *completed* ]]
 }

@@ -21,7 +21,8 @@ masked_units=(
     fstrim.timer systemd-pstore.service systemd-tmpfiles-clean.timer
     systemd-hwdb-update.service systemd-update-utmp.service systemd-update-utmp-runlevel.service
     systemd-journal-catalog-update.service systemd-journal-flush.service ldconfig.service
-    systemd-logind.service getty@tty1.service sshd-keygen.service
+    systemd-logind.service getty@tty1.service serial-getty@ttyS0.service sshd-keygen.service
+    systemd-udev-trigger.service # what the host needs is in modules-load.d
     systemd-random-seed.service systemd-network-generator.service systemd-machine-id-commit.service
     modprobe@drm.service modprobe@efi_pstore.service modprobe@fuse.service
     sys-kernel-debug.mount sys-kernel-tracing.mount
@@ -60,12 +61,12 @@ configure_root() {
 make_initrd() {
     local root=$1 output=$2 tree=$1/initrd version path number=10
     version=$(ls "$root/usr/lib/modules")
-    mkdir -p "$tree"/{bin,dev,root,modules}
+    mkdir -p "$tree"/{bin,dev,root,sys,modules}
     cp "$root/bin/busybox" "$tree/bin/busybox"
     install -m 755 "$(dirname "${BASH_SOURCE[0]}")/initrd-init" "$tree/init"
     while read -r path; do
         cp "$root/$path" "$tree/modules/$((number++))-${path##*/}"
-    done < <(chroot "$root" modprobe --set-version "$version" --show-depends virtio_blk | sed -n 's/^insmod \([^ ]*\).*/\1/p')
+    done < <(chroot "$root" modprobe --set-version "$version" --show-depends --all nfit nd_pmem | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++')
     chroot "$root" sh -c 'cd /initrd && find . | busybox cpio -o -H newc' >"$output"
     rm -rf "$tree"
 }

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # A booted host, frozen: booting on a software processor takes half a minute or more, resuming a second or two. One is
-# made for each mode, with the container images loaded, and kept in the cache: disk.qcow2 (overlay on the image's
-# disk) and state (QEMU's migration stream, memory included).
+# made for each mode, with the container images loaded, and kept in the cache: disk.img and state (QEMU's
+# migration stream, which has the memory).
 
 # locate_warm MODE: sets $warm to the folder of the frozen host that this machine would make.
 locate_warm() {
@@ -25,8 +25,8 @@ ensure_warm() {
         need_space "$cache" 4000
         build=$(mktemp -d "$cache/warm-build.XXXXXX")
         trap 'stop; rm -rf "$build"' EXIT
-        qemu-img create -q -f qcow2 -b "$image/disk.img" -F raw "$build/disk.qcow2"
-        step "booting" boot "$1" "$build/disk.qcow2"
+        step "copying the disk" copy_disk "$image/disk.img" "$build/disk.img"
+        step "booting" boot "$1" "$build/disk.img" on
         connect
         step "loading the container images" load_images
         step "freezing" freeze "$build/state"
@@ -45,11 +45,15 @@ load_images() {
         <"$images/all.tar"
 }
 
+copy_disk() { cp --sparse=always --reflink=auto "$1" "$2"; }
+
 # freeze STATE: writes the running machine to STATE and ends it. There must be no connection into it.
 freeze() {
-    in_host 'sync; fstrim / 2>/dev/null; sync'
+    in_host sync
     disconnect
     qmp_open
+    # Stopped first: an idle machine in counted mode runs through its timers without a pause, and dirties memory.
+    qmp '{"execute": "stop"}'
     qmp '{"execute": "migrate-set-parameters", "arguments": {"max-bandwidth": 10000000000}}'
     qmp_migration "{\"execute\": \"migrate\", \"arguments\": {\"uri\": \"exec:cat >'$1'\"}}" || fail "cannot freeze the host: $qmp_line"
     qmp '{"execute": "quit"}'
@@ -58,11 +62,12 @@ freeze() {
     stop
 }
 
-# thaw MODE DISK: starts QEMU from $warm's state, with DISK as an overlay on its disk.
+# thaw MODE: starts QEMU from $warm's state, on $warm's disk, of which it sees a private mapping: what it writes is gone
+# at its end.
 thaw() {
     rm -f "$run/console.log"
-    start "$1" "$2" -incoming defer >/dev/null
-    qmp_open && qmp_migration "{\"execute\": \"migrate-incoming\", \"arguments\": {\"uri\": \"exec:cat '$warm/state'\"}}" ||
-        return 1
+    start "$1" "$warm/disk.img" off -incoming defer >/dev/null
+    qmp_open && qmp_migration "{\"execute\": \"migrate-incoming\", \"arguments\": {\"uri\": \"exec:cat '$warm/state'\"}}" && qmp '{"execute": "cont"}' ||
+        fail_with_logs "the frozen host cannot be resumed (${qmp_line:-QEMU ended}); have it made again: rm -r $warm"
     qmp_close
 }
