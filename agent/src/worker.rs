@@ -19,6 +19,7 @@ use oci_spec::runtime::LinuxSeccomp;
 use serde::Deserialize;
 
 use crate::{
+    boot,
     executor::GuestExecutor,
     identity::KERNEL_BOOT_ID,
     report::{self, Exec, Report, Request},
@@ -41,6 +42,8 @@ enum Error {
     Config { path: PathBuf, source: io::Error },
     #[error("{0}")]
     Container(String),
+    #[error("cannot bring the container's loopback interface up: {0}")]
+    Loopback(io::Error),
     #[error("cannot give the container its boot_id: {0}")]
     BootId(io::Error),
     #[error("libcontainer told no PID")]
@@ -125,8 +128,20 @@ fn create(request: &Request) -> Result<u32, Error> {
         .map_err(|error| explain(&error))?;
     let pid = container.pid().ok_or(Error::NoPid)?.as_raw();
     let pid = u32::try_from(pid).map_err(|_| Error::NoPid)?;
+    loopback_up(pid).map_err(Error::Loopback)?;
     share_boot_id(pid).map_err(Error::BootId)?;
     Ok(pid)
+}
+
+/// Brings up the loopback interface of the container's network namespace, as runc does in a new one.
+fn loopback_up(pid: u32) -> io::Result<()> {
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    if !same_file(&namespace, &fs::File::open("/proc/self/ns/net")?)? {
+        // The worker has nothing to do in its own any more.
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        boot::loopback_up()?;
+    }
+    Ok(())
 }
 
 fn exec(request: &Request, exec: &Exec) -> Result<u32, Error> {

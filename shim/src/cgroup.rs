@@ -34,7 +34,7 @@ pub(crate) struct Cgroup {
 
 /// Both forms of `cgroupsPath`: a path of cgroupfs, or systemd's `slice:prefix:name`.
 fn open(path: &str, id: &str) -> Result<Cgroup, Error> {
-    let systemd = path.split(':').count() == 3 && !path.starts_with('/');
+    let systemd = is_systemd(path);
     // cgroupfs paths are taken from the root of the hierarchy.
     let inner_path = if systemd || path.starts_with('/') {
         path.to_owned()
@@ -51,6 +51,31 @@ fn open(path: &str, id: &str) -> Result<Cgroup, Error> {
         path: path.to_owned(),
         inner,
     })
+}
+
+/// Makes the folder above a cgroup of the cgroupfs form: libcgroups fails where two shims make the same one at once.
+fn make_parent(path: &str) -> std::io::Result<()> {
+    match parent(path) {
+        Some(parent) => std::fs::create_dir_all(Path::new("/sys/fs/cgroup").join(parent)),
+        None => Ok(()),
+    }
+}
+
+/// The cgroup above one of the cgroupfs form, relative to the hierarchy's root; none for systemd's form, whose slices
+/// systemd makes, and for a cgroup at the top.
+fn parent(path: &str) -> Option<&Path> {
+    if is_systemd(path) {
+        return None;
+    }
+    let parent = Path::new(path.trim_start_matches('/')).parent()?;
+    let plain = parent
+        .components()
+        .all(|part| matches!(part, std::path::Component::Normal(_)));
+    (plain && parent != Path::new("")).then_some(parent)
+}
+
+fn is_systemd(path: &str) -> bool {
+    path.split(':').count() == 3 && !path.starts_with('/')
 }
 
 fn failed(action: &'static str, path: &str, error: &dyn std::fmt::Display) -> Error {
@@ -71,6 +96,7 @@ impl Cgroup {
         limits: &LinuxResources,
     ) -> Result<Self, Error> {
         let cgroup = open(path, id)?;
+        make_parent(path).map_err(|error| failed("make the parent of", path, &error))?;
         cgroup
             .inner
             .add_task(Pid::from_raw(pid.cast_signed()))
@@ -195,6 +221,15 @@ mod tests {
             (Some(50000), Some(100_000), None)
         );
         assert!(quota(&LinuxResources::default()).is_none());
+    }
+
+    #[test]
+    fn the_parent_of_a_cgroupfs_path_is_made() {
+        assert_eq!(parent("/default/a"), Some(Path::new("default")));
+        assert_eq!(parent("docker/b/c"), Some(Path::new("docker/b")));
+        for none in ["/a", "a", "system.slice:docker:a", "/../a", "/x/../a"] {
+            assert_eq!(parent(none), None, "{none}");
+        }
     }
 
     #[test]
