@@ -35,11 +35,15 @@ choose_place() {
         note "Containers run in the test host ($mode mode), $why."
         "$top/tests/host" up --mode "$mode"
     fi
-    on_place "mkdir -p $in_place"
+    to_place "$in_place" "$target"/release/forkvm-{e2e,figures}
+}
+
+# to_place FOLDER FILE...: copies files into a folder there.
+to_place() {
     if [[ $place == machine ]]; then
-        install "$target"/release/forkvm-{e2e,figures} "$in_place/"
+        mkdir -p "$1" && cp "${@:2}" "$1/"
     else
-        "$top/tests/host" copy "$target"/release/forkvm-{e2e,figures} "$in_place"
+        "$top/tests/host" copy "${@:2}" "$1"
     fi
 }
 

@@ -5,7 +5,10 @@
 //! `delete` cleans up after a shim that died, `-info` describes the runtime, and the daemon serves
 //! containerd's Task API.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
 
 mod bootstrap;
 mod bundle;
@@ -113,6 +116,11 @@ fn print(bytes: &[u8]) -> ExitCode {
 /// containerd shows what a failed `start` or `delete` wrote to stderr.
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     // Nothing is left to do if even stderr is gone.
-    let _ = writeln!(std::io::stderr(), "forkvm: {error}");
+    let mut stderr = std::io::stderr();
+    let _ = write!(stderr, "forkvm: {error}");
+    // containerd puts the text into a line of its own.
+    if stderr.is_terminal() {
+        let _ = writeln!(stderr);
+    }
     ExitCode::FAILURE
 }

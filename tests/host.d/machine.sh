@@ -115,6 +115,7 @@ connect() {
     # behind this script would never end, and the lock of `up`.
     [[ -S $run/ssh.control ]] || (
         [[ -z ${up_lock:-} ]] || exec {up_lock}>&-
+        exec {to_user}>&-
         "${ssh[@]}" -M -N -f 127.0.0.1 </dev/null >/dev/null 2>&1
     ) || true
 }

@@ -114,6 +114,12 @@ impl Container {
         self
     }
 
+    /// Runs what the spec in `file` says, whose root is a folder of the host (`ctr` alone knows this).
+    #[must_use]
+    pub fn of_spec(file: &str) -> Self {
+        ctr("").option(&["--config", file]).bare()
+    }
+
     /// Runs the command alone. Without this a shell in front of it writes `kernel RELEASE` to
     /// standard error and then executes it.
     #[must_use]
@@ -206,7 +212,10 @@ impl Container {
             }
         }
         words.extend_from_slice(&self.options);
-        words.push(self.image.clone());
+        // A spec names its root itself.
+        if !self.image.is_empty() {
+            words.push(self.image.clone());
+        }
         if self.client == Client::Ctr {
             words.push(id.into());
         }

@@ -30,6 +30,9 @@ const FOLDERS: &[&str] = &[
     "/dev/shm",
 ];
 
+/// The host's network namespace, which Docker keeps from the first container that asks for it.
+const DOCKERS_OWN: &str = "/run/docker/netns/default";
+
 /// Programs that belong to a container, by the start of their command's name (15 characters).
 const PROGRAMS: &[&str] = &["containerd-shim", "forkvm", "runc", "docker-init"];
 
@@ -81,6 +84,9 @@ impl Inventory {
         things.extend(sockets()?);
         for folder in FOLDERS {
             walk(Path::new(folder), &mut |path| {
+                if path == Path::new(DOCKERS_OWN) {
+                    return;
+                }
                 things.insert(Thing::File(path.to_owned()));
             });
         }
@@ -210,7 +216,10 @@ fn mounts() -> Result<Vec<Thing>, Failure> {
     let path = "/proc/self/mountinfo";
     let table = fs::read_to_string(path).map_err(Failure::io(path))?;
     // proc_pid_mountinfo(5): the fifth field is the mount point.
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let points = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|&point| point != DOCKERS_OWN);
     Ok(points.map(|point| Thing::Mount(point.into())).collect())
 }
 

@@ -6,7 +6,6 @@ pub mod config_file;
 pub mod container;
 pub mod failure;
 pub mod figures;
-mod known;
 pub mod leak;
 pub mod machine;
 pub mod process;

@@ -14,7 +14,6 @@ use crate::{
     case::Case,
     container::{BUSYBOX, ctr, docker},
     failure::Failure,
-    known,
     leak::{Inventory, Thing},
     machine::{Machine, Runtime},
     process,
@@ -46,8 +45,6 @@ pub struct Summary {
     pub passed: usize,
     /// The others.
     pub failed: usize,
-    /// Cases that fail on forkvm for a reason that is known and written down.
-    pub known: usize,
 }
 
 impl Summary {
@@ -128,26 +125,12 @@ impl Run<'_> {
             }
             let began = Instant::now();
             let wall_clock = SystemTime::now();
-            let mut result = self.case_on(case, runtime);
-            if runtime == Runtime::Forkvm
-                && let Err(failure) = &result
-                && known::guest_ended(&failure.to_string())
-            {
-                println!("again {}: {}", case.name(), known::GUEST_ENDED);
-                result = self.case_on(case, runtime);
-            }
+            let result = self.case_on(case, runtime);
             let took = began.elapsed().as_secs_f32();
             match result {
                 Ok(()) => times.push(format!("{} {took:.1} s", runtime.name())),
                 Err(failure) => {
                     let logs = self.keep_logs(case, runtime, wall_clock);
-                    if runtime == Runtime::Forkvm
-                        && let Some(reason) = known::reason(case.name())
-                    {
-                        println!("known {}: {reason}", case.name());
-                        self.summary().known += 1;
-                        return;
-                    }
                     let wrong = match runtime {
                         Runtime::Runc => "wrong case, it fails on runc: ",
                         Runtime::Forkvm => "",

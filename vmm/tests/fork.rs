@@ -1,9 +1,7 @@
 //! Boots a guest, freezes it and forks it, with the monitor's program as its users run it.
 //!
-//! Needs a KVM that runs 64-bit guests, so these tests do nothing unless `FORKVM_TEST_KVM=1`; then
-//! `FORKVM_TEST_MONITOR`, `FORKVM_TEST_KERNEL` and `FORKVM_TEST_INITRAMFS` name the files. The
-//! initramfs must hold an agent that writes to the ready port. `FORKVM_TEST_AGENT=1` says that it
-//! also serves its API; `FORKVM_TEST_INHERIT` leaves children in the test's network namespace.
+//! Needs a KVM that runs 64-bit guests; `FORKVM_TEST_MONITOR`, `FORKVM_TEST_KERNEL` and
+//! `FORKVM_TEST_INITRAMFS` (with forkvm's agent in it) name the files. `tests/run monitor` sets them.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by them")]
 
@@ -28,19 +26,15 @@ use forkvm_vmm::{
 
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What the environment names; `None` where the tests cannot run.
+/// What the environment names.
 struct Host {
     monitor: PathBuf,
     spec: TemplateSpec,
 }
 
-fn host(vcpus: u8) -> Option<Host> {
-    if env::var_os("FORKVM_TEST_KVM").is_none_or(|value| value != "1") {
-        eprintln!("skipped: FORKVM_TEST_KVM is not 1");
-        return None;
-    }
+fn host(vcpus: u8) -> Host {
     let path = |name: &str| PathBuf::from(env::var_os(name).unwrap_or_else(|| panic!("{name}")));
-    Some(Host {
+    Host {
         monitor: path("FORKVM_TEST_MONITOR"),
         spec: TemplateSpec {
             kernel: path("FORKVM_TEST_KERNEL"),
@@ -49,7 +43,7 @@ fn host(vcpus: u8) -> Option<Host> {
             memory_bytes: 256 << 20,
             cmdline: String::new(),
         },
-    })
+    }
 }
 
 fn deadline() -> Instant {
@@ -64,11 +58,7 @@ fn launch(monitor: &Monitor, source: Source, fds: &[BorrowedFd<'_>], console: &F
             &Request::Launch(Launch {
                 source,
                 purpose: Purpose::Run,
-                network_namespace: if env::var_os("FORKVM_TEST_INHERIT").is_some() {
-                    NetworkNamespace::Inherit
-                } else {
-                    NetworkNamespace::New
-                },
+                network_namespace: NetworkNamespace::New,
                 console: true,
                 exports: Vec::new(),
             }),
@@ -126,7 +116,7 @@ fn build(host: &Host, store: &Store) -> Template {
 }
 
 fn boots_freezes_and_forks(vcpus: u8) {
-    let Some(host) = host(vcpus) else { return };
+    let host = host(vcpus);
     let folder = tempfile::tempdir().unwrap();
     let store = Store::new(folder.path());
     let template = build(&host, &store);
@@ -171,9 +161,7 @@ fn boots_freezes_and_forks(vcpus: u8) {
         matches!(store.remove(&id), Err(Error::InUse { .. })),
         "the children hold the template"
     );
-    if env::var_os("FORKVM_TEST_AGENT").is_some_and(|value| value == "1") {
-        children.iter().for_each(agent_answers);
-    }
+    children.iter().for_each(agent_answers);
     // Pause and go on.
     for child in &children {
         child.send(&Request::Pause, &[]).unwrap();
@@ -186,9 +174,6 @@ fn boots_freezes_and_forks(vcpus: u8) {
             child.receive_before(deadline()).unwrap(),
             Some(Event::Resumed)
         );
-    }
-    if let Ok(seconds) = env::var("FORKVM_TEST_LINGER") {
-        std::thread::sleep(Duration::from_secs(seconds.parse().unwrap()));
     }
     for child in children {
         assert!(child.close().unwrap().success());
@@ -209,18 +194,21 @@ fn now() -> u64 {
 }
 
 #[test]
+#[ignore = "needs a KVM that runs guests: tests/run monitor runs it"]
 fn one_vcpu_boots_freezes_and_forks() {
     boots_freezes_and_forks(1);
 }
 
 #[test]
+#[ignore = "needs a KVM that runs guests: tests/run monitor runs it"]
 fn two_vcpus_boot_freeze_and_fork() {
     boots_freezes_and_forks(2);
 }
 
 #[test]
+#[ignore = "needs a KVM that runs guests: tests/run monitor runs it"]
 fn a_damaged_state_is_one_clear_error() {
-    let Some(host) = host(1) else { return };
+    let host = host(1);
     let folder = tempfile::tempdir().unwrap();
     let mut kernel = tempfile::NamedTempFile::new_in(folder.path()).unwrap();
     kernel.write_all(b"not a kernel").unwrap();
@@ -242,48 +230,4 @@ fn a_damaged_state_is_one_clear_error() {
         other => panic!("{other:?}"),
     }
     assert!(!monitor.close().unwrap().success());
-}
-
-/// `FORKVM_TEST_FORKS=N`: N children one after the other, and the median of each time point,
-/// counted from just before the monitor's process is started.
-#[test]
-fn time_points_of_forks() {
-    let Some(forks) = env::var("FORKVM_TEST_FORKS")
-        .ok()
-        .and_then(|forks| forks.parse::<usize>().ok())
-    else {
-        eprintln!("skipped: FORKVM_TEST_FORKS is not a number");
-        return;
-    };
-    let vcpus = env::var("FORKVM_TEST_VCPUS").map_or(2, |vcpus| vcpus.parse().unwrap());
-    let Some(host) = host(vcpus) else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::new(folder.path());
-    let template = build(&host, &store);
-    let mut table: Vec<(String, Vec<u64>)> = Vec::new();
-    for _ in 0..forks {
-        let console = tempfile::tempfile().unwrap();
-        let before = now();
-        let child = fork(&host, &template, &console);
-        let launched = now();
-        for (column, (name, at)) in [("launch sent".to_owned(), launched)]
-            .into_iter()
-            .chain(running(&child))
-            .enumerate()
-        {
-            if table.len() == column {
-                table.push((name, Vec::new()));
-            }
-            table[column].1.push((at - before) / 1000);
-        }
-        child.close().unwrap();
-    }
-    for (name, mut times) in table {
-        times.sort_unstable();
-        eprintln!(
-            "  {name:20} p50 {:8} us, worst {:8} us",
-            times[times.len() / 2],
-            times[times.len() - 1]
-        );
-    }
 }

@@ -1,9 +1,9 @@
 //! A guest's vsock, before and after a fork, with one vCPU and with two: bytes both ways, ends of
 //! both directions, refused and abandoned connections; and that it finds all of its devices.
 //!
-//! Needs a KVM that runs 64-bit guests, so it does nothing unless `FORKVM_TEST_KVM=1`; then
-//! `FORKVM_TEST_MONITOR`, `FORKVM_TEST_KERNEL` and `FORKVM_TEST_VSOCK` (an initramfs made from
-//! `vsock/guest.rs` as that file says) name the files.
+//! Needs a KVM that runs 64-bit guests; `FORKVM_TEST_MONITOR`, `FORKVM_TEST_KERNEL` and
+//! `FORKVM_TEST_VSOCK` (an initramfs made from `vsock/guest.rs` as that file says) name the files.
+//! `tests/run monitor` sets them.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by them")]
 
@@ -207,10 +207,6 @@ fn abandoned_connections_leave_nothing_behind(guest: &Guest) {
 }
 
 fn before_and_after_a_fork(vcpus: u8) {
-    if env::var_os("FORKVM_TEST_KVM").is_none_or(|value| value != "1") {
-        eprintln!("skipped: FORKVM_TEST_KVM is not 1");
-        return;
-    }
     let mut cold = Guest::boot(vcpus, Purpose::Run, &[]);
     cold.wait(|event| *event == Event::AgentListening);
     work(&cold);
@@ -239,11 +235,13 @@ fn before_and_after_a_fork(vcpus: u8) {
 }
 
 #[test]
+#[ignore = "needs a KVM that runs guests: tests/run monitor runs it"]
 fn with_one_vcpu() {
     before_and_after_a_fork(1);
 }
 
 #[test]
+#[ignore = "needs a KVM that runs guests: tests/run monitor runs it"]
 fn with_two_vcpus() {
     before_and_after_a_fork(2);
 }

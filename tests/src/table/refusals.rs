@@ -119,11 +119,13 @@ fn host_pid(scene: &Scene<'_>) -> Result<(), Failure> {
     if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
         namespaces.retain(|namespace| namespace["type"] != "pid");
     }
+    let root = scene.path_text("root");
+    fs::create_dir(&root).map_err(Failure::io(&root))?;
     spec["process"]["args"] = serde_json::json!(["true"]);
+    spec["root"]["path"] = serde_json::json!(root);
     scene.write("spec.json", &spec.to_string())?;
-    let container = ctr(BUSYBOX)
-        .option(&["--config", &scene.path_text("spec.json")])
-        .refused(["host", "pid namespace"]);
+    let container =
+        Container::of_spec(&scene.path_text("spec.json")).refused(["host", "pid namespace"]);
     scene.run(&container).map(drop)
 }
 
@@ -154,7 +156,11 @@ fn damaged_template(scene: &Scene<'_>) -> Result<(), Failure> {
     if damaged == 0 {
         return Err(Failure::new(format!("no template in {store}")));
     }
-    let _config = ConfigFile::with(&format!("[paths]\ntemplates = \"{copy}\"\n"))?;
+    // The same machine, or it would be another template.
+    let _config = ConfigFile::with(&format!(
+        "[vm]\nvcpus = {}\nmemory_mib = {}\n[paths]\ntemplates = \"{copy}\"\n",
+        config.vm.vcpus, config.vm.memory_mib
+    ))?;
     scene
         .run(&plain().refused(["template", "damaged", "forkvm template"]))
         .map(drop)

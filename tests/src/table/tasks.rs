@@ -300,7 +300,8 @@ fn pause(scene: &Scene<'_>) -> Result<(), Failure> {
 fn metrics(scene: &Scene<'_>) -> Result<(), Failure> {
     let id = sleeper(scene)?;
     let output = scene.host(["ctr", "task", "metrics", &id])?.exits(1)?;
-    expect_error(&output, &["stats", "not"])?;
+    // containerd asks the shim, keeps its "unimplemented" to itself and has nothing to show.
+    expect_error(&output, &["no metrics"])?;
     scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
 }
 

@@ -205,7 +205,9 @@ def names_move_and_go():
 def files_without_names():
     file = os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR, 0o600)
     os.write(file, b"x")
-    os.link(f"/proc/self/fd/{file}", "/var/tmp/named", follow_symlinks=True)
+    # os.link does not follow the link in /proc: AT_FDCWD and AT_SYMLINK_FOLLOW of linkat(2).
+    path = f"/proc/self/fd/{file}".encode()
+    assert ctypes.CDLL(None).linkat(-100, path, -100, b"/var/tmp/named", 0x400) == 0
     assert open("/var/tmp/named").read() == "x"
 
 
@@ -248,7 +250,7 @@ def owners_and_bits():
 
 
 @check
-def access_control_lists_are_obeyed():
+def access_control_lists_are_refused():
     path = "/var/tmp/acl"
     open(path, "w").write("x")
     os.chmod(path, 0o600)
@@ -257,9 +259,8 @@ def access_control_lists_are_obeyed():
     )
     acl = (2).to_bytes(4, "little") + entry(1, 6) + entry(2, 4, 1000)
     acl += entry(4, 0) + entry(16, 4) + entry(32, 0)
-    os.setxattr(path, "system.posix_acl_access", acl)
-    ended(child(lambda: open(path).read(), 1000))
-    ended(child(lambda: refused(errno.EACCES, open, path), 1001))
+    # The guest's kernel does not turn them on for a file system within another (docs/files.md).
+    refused(errno.EOPNOTSUPP, os.setxattr, path, "system.posix_acl_access", acl)
 
 
 @check
