@@ -105,8 +105,15 @@ impl Bench {
             Way::Boot => "boot",
             Way::Fork => "fork",
         };
-        let log = log.display();
-        let text = format!("[start]\nmode = \"{mode}\"\n[log]\ntimings = \"{log}\"\n");
+        let vm = forkvm_config::Config::load()
+            .map_err(|error| Failure::new(error.to_string()))?
+            .vm;
+        let text = format!(
+            "[vm]\nvcpus = {}\nmemory_mib = {}\n[start]\nmode = \"{mode}\"\n[log]\ntimings = \"{}\"\n",
+            vm.vcpus,
+            vm.memory_mib,
+            log.display()
+        );
         ConfigFile::with(&text).map(Some)
     }
 }
