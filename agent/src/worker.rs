@@ -52,9 +52,7 @@ enum Error {
 
 /// Runs as a worker.
 pub(crate) fn main(request: &str) -> ExitCode {
-    // The Rust runtime ignores SIGPIPE, and a container's process would inherit that.
-    // SAFETY: restores the default disposition; there is one thread and no handler.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    heed_all_signals();
     // SAFETY: the agent put its socket there before it executed us, and nothing else owns it. It is
     // never closed: what libcontainer forks reports on it until it executes the container's program.
     let socket = unsafe { BorrowedFd::borrow_raw(SOCKET) };
@@ -74,6 +72,27 @@ pub(crate) fn main(request: &str) -> ExitCode {
             );
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Gives every signal its default disposition: a container's process would inherit what is ignored, as the Rust runtime
+/// ignores SIGPIPE.
+fn heed_all_signals() {
+    /// `struct kernel_sigaction` (linux/arch/x86/include/uapi/asm/signal.h): the handler SIG_DFL, no flags, no mask.
+    const DEFAULT: [usize; 4] = [0; 4];
+    for signal in 1..=64 {
+        // By system call: libc keeps signals 32 and 33 for itself. SIGKILL and SIGSTOP are refused, as they cannot be ignored.
+        // SAFETY: the kernel reads one kernel_sigaction, 32 bytes, from a constant, and writes nothing (the old one goes to
+        // a null pointer, which means nowhere); 8 is the size of its signal set. There is one thread and no handler.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                DEFAULT.as_ptr(),
+                std::ptr::null::<usize>(),
+                8_usize,
+            )
+        };
     }
 }
 

@@ -125,10 +125,13 @@ impl Machine {
             return Err(Error::Vcpus(boot.vcpus.into()));
         }
         let kvm = open()?;
-        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let host = boot::cpuid::Host {
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            software_processor: boot::cpuid::on_software_processor(),
+        };
         // A guest whose local APIC has a deadline timer and that knows the frequencies from
         // kvm-clock never looks at an 8254; each of those costs a host thread.
-        let pit = !tsc_deadline;
+        let pit = !host.tsc_deadline;
         let vm = create(&kvm, &memory, pit)?;
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -147,7 +150,7 @@ impl Machine {
             let vcpu = vm
                 .create_vcpu(id.into())
                 .map_err(failed("KVM_CREATE_VCPU"))?;
-            let entries = boot::cpuid::entries(supported.as_slice(), id, boot.vcpus, tsc_deadline);
+            let entries = boot::cpuid::entries(supported.as_slice(), id, boot.vcpus, host);
             let cpuid = CpuId::from_entries(&entries).map_err(|_| Error::Kvm {
                 call: "KVM_SET_CPUID2",
                 source: kvm_ioctls::Error::new(libc::E2BIG),

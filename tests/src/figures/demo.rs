@@ -293,14 +293,14 @@ impl Demo<'_> {
     fn memory_of_one(&mut self) -> Result<(), Failure> {
         let answered = self.bench.path("answered");
         let spec = self.bench.path("spec.json");
-        fs::write(&spec, spec_with_hook(&answered)?).map_err(Failure::io(spec.display()))?;
+        let root = MountedImage::new(BUSYBOX, &self.bench.path("root"))?;
+        let text = spec_with_hook(&answered, &root.path)?;
+        fs::write(&spec, text).map_err(Failure::io(spec.display()))?;
         let log = self.bench.path("memory.jsonl");
         let config = self.bench.configure(Way::Fork, &log)?;
-        let container = ctr(BUSYBOX).bare().detached().option(&[
-            "--null-io",
-            "--config",
-            &spec.display().to_string(),
-        ]);
+        let container = Container::of_spec(&spec.display().to_string())
+            .detached()
+            .option(&["--null-io"]);
         let id = unique_name();
         let running = RunningContainer::start(&container, Runtime::Forkvm, &id)?;
         drop(config);
@@ -422,18 +422,47 @@ impl Drop for RunningContainer {
 /// containerd's own spec of a container that sleeps, with a hook that writes down the monitor's
 /// private memory. createRuntime hooks run when Create is done but for them (OCI runtime
 /// specification, "Lifecycle").
-fn spec_with_hook(answer: &Path) -> Result<String, Failure> {
+fn spec_with_hook(answer: &Path, root: &str) -> Result<String, Failure> {
     let output = process::run(&["ctr", "oci", "spec"].map(String::from), b"", deadline())?;
     let output = output.exits(0)?;
     let mut spec: serde_json::Value = serde_json::from_slice(&output.stdout)
         .map_err(|error| output.failure(format!("not a spec: {error}")))?;
     spec["process"]["args"] = serde_json::json!(["/bin/sleep", "100000"]);
+    spec["root"]["path"] = serde_json::json!(root);
     let program = std::env::current_exe().map_err(Failure::io("this program's path"))?;
     let arguments = serde_json::json!(["forkvm-figures", "hook", answer]);
     spec["hooks"] = serde_json::json!({
         "createRuntime": [{"path": program, "args": arguments}],
     });
     Ok(spec.to_string())
+}
+
+/// An image's files in a folder of the host, until this is dropped.
+struct MountedImage {
+    path: String,
+}
+
+impl MountedImage {
+    fn new(image: &str, folder: &Path) -> Result<Self, Failure> {
+        fs::create_dir(folder).map_err(Failure::io(folder.display()))?;
+        let path = folder.display().to_string();
+        let words = ["ctr", "image", "mount", "--rw", image, &path].map(String::from);
+        process::run(&words, b"", deadline())?.exits(0)?;
+        Ok(MountedImage { path })
+    }
+}
+
+impl Drop for MountedImage {
+    fn drop(&mut self) {
+        let words = ["ctr", "image", "unmount", "--rm", &self.path].map(String::from);
+        let ended = process::run(&words, b"", deadline()).and_then(|output| output.exits(0));
+        if let Err(error) = ended {
+            eprintln!(
+                "forkvm-figures: the image at {} stays mounted: {error}",
+                self.path
+            );
+        }
+    }
 }
 
 /// A command line without what only this program needs.

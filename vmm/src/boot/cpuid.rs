@@ -22,12 +22,32 @@ const INVARIANT_TSC: u32 = 1 << 8;
 /// Leaf 0x40000001, EAX: asynchronous page faults.
 const ASYNC_PF: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 
+/// Leaf 0x40000001, EAX: the end of an interrupt is told by memory, without an exit.
+const PV_EOI: u32 = 1 << 6;
+
+/// Whether this host itself runs on QEMU's software processor, some of whose faults have to be
+/// gone around.
+pub(crate) fn on_software_processor() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
+    let signature = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
+    signature.as_flattened() == b"TCGTCGTCGTCG"
+}
+
+/// What the entries depend on beside the supported ones.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Host {
+    /// KVM has the local APIC's deadline timer.
+    pub(crate) tsc_deadline: bool,
+    /// [`on_software_processor`]
+    pub(crate) software_processor: bool,
+}
+
 /// Entries for vCPU `id` of `count`, made from those of `KVM_GET_SUPPORTED_CPUID`.
 pub(crate) fn entries(
     supported: &[kvm_cpuid_entry2],
     id: u8,
     count: u8,
-    tsc_deadline: bool,
+    host: Host,
 ) -> Vec<kvm_cpuid_entry2> {
     let (id, count) = (u32::from(id), u32::from(count));
     // Bits of an APIC id that tell the cores of the one package apart.
@@ -42,7 +62,7 @@ pub(crate) fn entries(
             0x1 => {
                 entry.ebx = entry.ebx & 0x0000_ffff | count << 16 | id << 24;
                 entry.ecx = entry.ecx & !(VMX | PDCM) | HYPERVISOR;
-                if tsc_deadline {
+                if host.tsc_deadline {
                     entry.ecx |= TSC_DEADLINE;
                 }
                 entry.edx = entry.edx & !HTT | if count > 1 { HTT } else { 0 };
@@ -58,7 +78,16 @@ pub(crate) fn entries(
             0xa | 0x8000_0022 => clear(entry),
             // A page fault of a child is short (its pages are in the page cache), and a fault
             // that is under way at the freeze would never be answered in a child.
-            0x4000_0001 => entry.eax &= !ASYNC_PF,
+            0x4000_0001 => {
+                entry.eax &= !ASYNC_PF;
+                // QEMU (helper_vmrun) keeps an interrupt that it has injected as its pending exception
+                // until the next exit. If it is stopped before that it delivers it once more, also
+                // with interrupts off, and the guest waits for a lock that it holds itself. The exit
+                // at the interrupt's end leaves little time for that.
+                if host.software_processor {
+                    entry.eax &= !PV_EOI;
+                }
+            }
             0x8000_0001 => {
                 entry.ecx &= !(SVM | PERFCTR_CORE | PERFCTR_NB | CMP_LEGACY);
                 if count > 1 {
@@ -115,6 +144,21 @@ fn clear(entry: &mut kvm_cpuid_entry2) {
 mod tests {
     use super::*;
 
+    const HOST: Host = Host {
+        tsc_deadline: true,
+        software_processor: false,
+    };
+
+    #[test]
+    fn a_software_processor_ends_interrupts_by_an_exit() {
+        let host = Host {
+            software_processor: true,
+            ..HOST
+        };
+        let entries = entries(&[leaf(0x4000_0001)], 0, 1, host);
+        assert_eq!(find(&entries, 0x4000_0001, 0).eax & PV_EOI, 0);
+    }
+
     fn leaf(function: u32) -> kvm_cpuid_entry2 {
         kvm_cpuid_entry2 {
             function,
@@ -137,7 +181,7 @@ mod tests {
     fn each_vcpu_has_its_own_apic_id() {
         let supported = [leaf(1), leaf(0xb), leaf(0x8000_001e)];
         for id in 0..4 {
-            let entries = entries(&supported, id, 4, true);
+            let entries = entries(&supported, id, 4, HOST);
             let id = u32::from(id);
             assert_eq!(find(&entries, 1, 0).ebx >> 24, id);
             assert_eq!(find(&entries, 1, 0).ebx >> 16 & 0xff, 4);
@@ -159,11 +203,12 @@ mod tests {
             leaf(0x8000_0007),
             leaf(0x8000_000a),
         ];
-        let entries = entries(&supported, 0, 1, false);
+        let entries = entries(&supported, 0, 1, HOST);
         assert_eq!(find(&entries, 1, 0).ecx & VMX, 0);
         assert_eq!(find(&entries, 1, 0).edx & HTT, 0);
         assert_eq!(find(&entries, 0xa, 0).eax, 0);
         assert_eq!(find(&entries, 0x4000_0001, 0).eax & ASYNC_PF, 0);
+        assert_ne!(find(&entries, 0x4000_0001, 0).eax & PV_EOI, 0);
         assert_eq!(find(&entries, 0x8000_0001, 0).ecx & SVM, 0);
         assert_eq!(find(&entries, 0x8000_0007, 0).edx & INVARIANT_TSC, 0);
         assert_eq!(find(&entries, 0x8000_000a, 0).edx, 0);

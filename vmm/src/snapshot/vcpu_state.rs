@@ -29,15 +29,6 @@ const TSC_TOLERANCE_PPM: u64 = 250;
 /// Type of a task state segment that is not busy (AMD64 APM volume 2, table 4-6).
 const AVAILABLE_TSS: u8 = 9;
 
-/// Whether this host itself runs on QEMU's software processor. That one compares the type of the
-/// task register with 9 when user code uses an I/O port (`check_io` in target/i386/tcg), where a
-/// processor has 11 (busy) there and KVM says so; after a restore every such use would be a #GP.
-fn on_software_processor() -> bool {
-    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
-    let signature = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
-    signature.as_flattened() == b"TCGTCGTCGTCG"
-}
-
 /// What can go wrong with saving or restoring a vCPU.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -186,7 +177,10 @@ impl VcpuState {
         vcpu.set_mp_state(self.mp_state)
             .map_err(failed("KVM_SET_MP_STATE"))?;
         let mut sregs = self.sregs;
-        if on_software_processor() {
+        // That one compares the type of the task register with 9 when user code uses an I/O port
+        // (`check_io` in target/i386/tcg), where a processor has 11 (busy) there and KVM says so;
+        // after a restore every such use would be a #GP.
+        if crate::boot::cpuid::on_software_processor() {
             sregs.tr.type_ = AVAILABLE_TSS;
         }
         vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
