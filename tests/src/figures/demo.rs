@@ -429,6 +429,8 @@ fn spec_with_hook(answer: &Path, root: &str) -> Result<String, Failure> {
         .map_err(|error| output.failure(format!("not a spec: {error}")))?;
     spec["process"]["args"] = serde_json::json!(["/bin/sleep", "100000"]);
     spec["root"]["path"] = serde_json::json!(root);
+    // `ctr oci spec` names the folder above the containers' cgroups.
+    spec["linux"]["cgroupsPath"] = serde_json::json!(format!("/default/{}", unique_name()));
     let program = std::env::current_exe().map_err(Failure::io("this program's path"))?;
     let arguments = serde_json::json!(["forkvm-figures", "hook", answer]);
     spec["hooks"] = serde_json::json!({

@@ -40,7 +40,7 @@ fn size(scene: &Scene<'_>) -> Result<(), Failure> {
 /// The terminal inside edits lines, echoes, and turns ^C into a signal.
 fn control_c(scene: &Scene<'_>) -> Result<(), Failure> {
     let script = "trap 'echo interrupted; exit 3' INT; echo ready; read line; echo \"<$line>\"; \
-                  while :; do sleep 1000; done";
+                  while :; do sleep 1000 & wait $!; done";
     let container = ctr(BUSYBOX).option(&["--tty"]).sh(script).exits(3);
     let (_, mut running) = scene.start_with(&container, Streams::Terminal(24, 80))?;
     running.line("ready", scene.deadline())?;
