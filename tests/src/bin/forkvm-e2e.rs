@@ -90,6 +90,9 @@ fn run(arguments: &Arguments) -> Result<Summary, Failure> {
     };
     let machine = Machine::look(&plan.runtimes, Instant::now() + plan.case_limit)?;
     let summary = runner::run(&plan, &machine, &cases)?;
+    if summary.again > 0 {
+        println!("{} were run a second time, see above", summary.again);
+    }
     println!("{} passed, {} failed", summary.passed, summary.failed);
     Ok(summary)
 }
