@@ -62,7 +62,7 @@ impl Summary {
 /// Whether this machine runs on QEMU's software processor. That one may deliver an interrupt twice, and about one guest in
 /// some hundred then waits for ever for a lock that it holds itself (docs/testing.md): a case that fails on forkvm there
 /// is run once more, and both are shown.
-fn on_software_processor() -> bool {
+pub(crate) fn on_software_processor() -> bool {
     let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
     let signature = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
     signature.as_flattened() == b"TCGTCGTCGTCG"

@@ -273,7 +273,7 @@ impl<'a> Scene<'a> {
 }
 
 /// Removes a container by force; one that is gone already is no error.
-fn remove(client: Client, id: &str, deadline: Instant) {
+pub(crate) fn remove(client: Client, id: &str, deadline: Instant) {
     let quietly = |words: &[&str]| {
         let words: Vec<String> = words.iter().map(|&word| word.into()).collect();
         let ended = process::run(&words, b"", deadline);

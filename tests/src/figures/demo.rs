@@ -6,7 +6,7 @@ use forkvm_api::points;
 
 use super::{
     calibration::Calibration,
-    measure::{Bench, Way, deadline, unique_name},
+    measure::{Bench, Way, deadline, retried, run_deadline, unique_name},
     memory,
     report::Report,
     samples::Samples,
@@ -301,8 +301,7 @@ impl Demo<'_> {
         let container = Container::of_spec(&spec.display().to_string())
             .detached()
             .option(&["--null-io"]);
-        let id = unique_name();
-        let running = RunningContainer::start(&container, Runtime::Forkvm, &id)?;
+        let running = RunningContainer::start(&container, Runtime::Forkvm)?;
         drop(config);
         let at_answer = fs::read_to_string(&answered).map_err(Failure::io(answered.display()))?;
         let at_answer: u64 = at_answer
@@ -354,15 +353,11 @@ fn crowd(runtime: Runtime) -> Result<f64, Failure> {
         .option(&["--null-io"])
         .command(["sleep", "100000"]);
     // One before the first reading: what the first of all brings in is nobody's share.
-    let first = RunningContainer::start(&container, runtime, &unique_name())?;
+    let first = RunningContainer::start(&container, runtime)?;
     let before = memory::available()?;
     let mut running = Vec::new();
     for _ in 0..CROWD {
-        running.push(RunningContainer::start(
-            &container,
-            runtime,
-            &unique_name(),
-        )?);
+        running.push(RunningContainer::start(&container, runtime)?);
         eprint!(".");
     }
     let after = memory::available()?;
@@ -379,10 +374,13 @@ struct RunningContainer {
 }
 
 impl RunningContainer {
-    fn start(container: &Container, runtime: Runtime, id: &str) -> Result<Self, Failure> {
-        let this = RunningContainer { id: id.into() };
-        process::run(&container.arguments(runtime, id), b"", deadline())?.exits(0)?;
-        Ok(this)
+    fn start(container: &Container, runtime: Runtime) -> Result<Self, Failure> {
+        retried(runtime, || {
+            let this = RunningContainer { id: unique_name() };
+            let arguments = container.arguments(runtime, &this.id);
+            process::run(&arguments, b"", run_deadline())?.exits(0)?;
+            Ok(this)
+        })
     }
 
     fn task_pid(&self) -> Result<u32, Failure> {

@@ -12,10 +12,15 @@ use crate::{
     failure::Failure,
     machine::Runtime,
     process::{self, Output},
+    runner::on_software_processor,
+    scene::remove,
 };
 
 /// How long one start may take before the measurement is given up.
 const LIMIT: Duration = Duration::from_secs(600);
+
+/// How long one container may take. A guest that hangs (docs/testing.md) is given up then.
+const RUN_LIMIT: Duration = Duration::from_secs(4);
 
 /// What starts the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,12 +80,22 @@ impl Bench {
     /// # Errors
     /// A container that fails, or a start without time points.
     pub fn run(&self, way: Way, container: &Container) -> Result<(Output, Option<Start>), Failure> {
+        retried(way.runtime(), || self.run_once(way, container))
+    }
+
+    fn run_once(
+        &self,
+        way: Way,
+        container: &Container,
+    ) -> Result<(Output, Option<Start>), Failure> {
         let log = self.path("timings.jsonl");
         let _ = std::fs::remove_file(&log);
         let _config = self.configure(way, &log)?;
-        let arguments = container.arguments(way.runtime(), &unique_name());
-        let output = process::run(&arguments, b"", deadline())?;
-        let output = container.judge(output)?;
+        let id = unique_name();
+        let arguments = container.arguments(way.runtime(), &id);
+        let output = process::run(&arguments, b"", run_deadline())
+            .and_then(|output| container.judge(output))
+            .inspect_err(|_| remove(container.client(), &id, deadline()))?;
         if way == Way::Runc {
             return Ok((output, None));
         }
@@ -116,6 +131,29 @@ impl Bench {
         );
         ConfigFile::with(&text).map(Some)
     }
+}
+
+/// Tries once more what a guest did that QEMU's software processor hung, and says so. What was measured of the first try
+/// is not kept.
+///
+/// # Errors
+/// The second failure, or the first of runc or on a real processor.
+pub fn retried<T>(
+    runtime: Runtime,
+    mut start: impl FnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    match start() {
+        Err(failure) if runtime == Runtime::Forkvm && on_software_processor() => {
+            eprintln!("\nonce more, this failed: {failure}");
+            start()
+        }
+        result => result,
+    }
+}
+
+/// The end of one container's start: many times what any takes.
+pub fn run_deadline() -> Instant {
+    Instant::now() + RUN_LIMIT
 }
 
 /// The end of a measurement that hangs.
