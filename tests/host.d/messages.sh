@@ -1,8 +1,11 @@
 # shellcheck shell=bash
 # What the user sees: steps with their elapsed time, and errors that say what to do.
 
-# Errors reach the user also from inside a step, whose own output goes to its log.
-exec {to_user}>&2
+# Errors reach the user also from inside a step, whose own output goes to its log. The number is fixed: scripts that call
+# each other then share the one descriptor, and what stays behind them (QEMU, the connection to it) needs to close only
+# that one so as not to hold a pipe behind the outermost script open.
+to_user=9
+exec 9>&2
 
 # step DESCRIPTION COMMAND [ARG...]: runs COMMAND, in a subshell, with its output in $step_log. On a terminal one
 # line counts the seconds; otherwise one line tells what is going on and one how long it took. If COMMAND fails
