@@ -5,7 +5,11 @@
 //! act on the monitor; the processor quota only once the agent has answered, so that a small quota
 //! does not stretch the start.
 
-use std::path::Path;
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Component, Path},
+};
 
 use libcgroups::common::{
     AnyCgroupManager, CgroupConfig, CgroupManager as _, ControllerOpt, create_cgroup_manager,
@@ -53,25 +57,45 @@ fn open(path: &str, id: &str) -> Result<Cgroup, Error> {
     })
 }
 
-/// Makes the folder above a cgroup of the cgroupfs form: libcgroups fails where two shims make the same one at once.
-fn make_parent(path: &str) -> std::io::Result<()> {
-    match parent(path) {
-        Some(parent) => std::fs::create_dir_all(Path::new("/sys/fs/cgroup").join(parent)),
-        None => Ok(()),
+/// Where cgroup v2 is mounted.
+const HIERARCHY: &str = "/sys/fs/cgroup";
+
+/// Makes a cgroup of the cgroupfs form below `hierarchy` and opens its folder. Every controller that is there is enabled
+/// on the way, as runc and libcgroups do; two shims may make the same parents at once.
+fn make_folder(hierarchy: &Path, path: &str) -> io::Result<OwnedFd> {
+    let relative = Path::new(path.trim_start_matches('/'));
+    let plain = |part| matches!(part, Component::Normal(_));
+    if relative == Path::new("") || !relative.components().all(plain) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a path below the root of the hierarchy",
+        ));
     }
+    let controllers = fs::read_to_string(hierarchy.join("cgroup.controllers"))?;
+    let enabled = controllers
+        .split_whitespace()
+        .map(|name| format!("+{name}"));
+    let enabled: Vec<_> = enabled.collect();
+    let mut folder = hierarchy.to_owned();
+    for part in relative {
+        enable(&folder.join("cgroup.subtree_control"), &enabled);
+        folder.push(part);
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    fs::File::open(&folder).map(OwnedFd::from)
 }
 
-/// The cgroup above one of the cgroupfs form, relative to the hierarchy's root; none for systemd's form, whose slices
-/// systemd makes, and for a cgroup at the top.
-fn parent(path: &str) -> Option<&Path> {
-    if is_systemd(path) {
-        return None;
+/// Enables controllers: all at once, or, if one of them cannot be, each that can. What is missing then shows when a limit
+/// needs it.
+fn enable(subtree_control: &Path, controllers: &[String]) {
+    if fs::write(subtree_control, controllers.join(" ")).is_err() {
+        for controller in controllers {
+            let _ = fs::write(subtree_control, controller);
+        }
     }
-    let parent = Path::new(path.trim_start_matches('/')).parent()?;
-    let plain = parent
-        .components()
-        .all(|part| matches!(part, std::path::Component::Normal(_)));
-    (plain && parent != Path::new("")).then_some(parent)
 }
 
 fn is_systemd(path: &str) -> bool {
@@ -87,26 +111,30 @@ fn failed(action: &'static str, path: &str, error: &dyn std::fmt::Display) -> Er
 }
 
 impl Cgroup {
-    /// Makes the cgroup, if it is not there, puts the monitor into it and sets its limits but for
-    /// the processor quota.
-    pub(crate) fn join(
+    /// Makes the cgroup, if it is not there, and sets its limits but for the processor quota. Answers its folder too, in
+    /// which a process can be started; but none for systemd's form, where a cgroup is made by having a process
+    /// [`join`](Self::join) it.
+    pub(crate) fn make(
         path: &str,
         id: &str,
-        pid: u32,
         limits: &LinuxResources,
-    ) -> Result<Self, Error> {
+    ) -> Result<(Self, Option<OwnedFd>), Error> {
         let cgroup = open(path, id)?;
-        make_parent(path).map_err(|error| failed("make the parent of", path, &error))?;
-        cgroup
-            .inner
-            .add_task(Pid::from_raw(pid.cast_signed()))
-            .map_err(|error| failed("join", path, &error))?;
-        let joined = cgroup.apply(&before_start(limits));
-        match joined {
-            Ok(()) => Ok(cgroup),
-            // The monitor is still in it: it is removed when that has been killed.
-            Err(error) => Err(error),
+        if is_systemd(path) {
+            return Ok((cgroup, None));
         }
+        let folder = make_folder(Path::new(HIERARCHY), path)
+            .map_err(|error| failed("make", path, &error))?;
+        cgroup.apply(&before_start(limits))?;
+        Ok((cgroup, Some(folder)))
+    }
+
+    /// Puts a process into the cgroup, which is made if it is not there, and sets its limits but for the processor quota.
+    pub(crate) fn join(&self, pid: u32, limits: &LinuxResources) -> Result<(), Error> {
+        self.inner
+            .add_task(Pid::from_raw(pid.cast_signed()))
+            .map_err(|error| failed("join", &self.path, &error))?;
+        self.apply(&before_start(limits))
     }
 
     /// Sets the processor quota.
@@ -132,7 +160,7 @@ impl Cgroup {
 /// Removes a container's cgroup; one that is not there is fine. Its processes must have ended.
 pub(crate) fn remove(path: &str, id: &str) -> Result<(), Error> {
     // A host without cgroup v2 never got one.
-    if path.is_empty() || !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+    if path.is_empty() || !Path::new(HIERARCHY).join("cgroup.controllers").exists() {
         return Ok(());
     }
     open(path, id)?
@@ -224,11 +252,28 @@ mod tests {
     }
 
     #[test]
-    fn the_parent_of_a_cgroupfs_path_is_made() {
-        assert_eq!(parent("/default/a"), Some(Path::new("default")));
-        assert_eq!(parent("docker/b/c"), Some(Path::new("docker/b")));
-        for none in ["/a", "a", "system.slice:docker:a", "/../a", "/x/../a"] {
-            assert_eq!(parent(none), None, "{none}");
+    fn a_cgroup_is_made_with_all_controllers_enabled_above_it() {
+        let hierarchy = tempfile::tempdir().unwrap();
+        let root = hierarchy.path();
+        fs::write(root.join("cgroup.controllers"), "cpu io memory\n").unwrap();
+        for _ in 0..2 {
+            make_folder(root, "/docker/b").unwrap();
+        }
+        assert!(root.join("docker/b").is_dir());
+        for enabled in ["cgroup.subtree_control", "docker/cgroup.subtree_control"] {
+            let enabled = fs::read_to_string(root.join(enabled)).unwrap();
+            assert_eq!(enabled, "+cpu +io +memory");
+        }
+        assert!(!root.join("docker/b/cgroup.subtree_control").exists());
+    }
+
+    #[test]
+    fn a_cgroup_outside_the_hierarchy_is_refused() {
+        let hierarchy = tempfile::tempdir().unwrap();
+        fs::write(hierarchy.path().join("cgroup.controllers"), "cpu").unwrap();
+        for path in ["", "/", "/../a", "/x/../../a"] {
+            let error = make_folder(hierarchy.path(), path).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{path:?}");
         }
     }
 

@@ -48,19 +48,28 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// Starts a child. Its end is not missed, however soon it comes: the table is locked from
-    /// before the start until the child stands in it.
+    /// Starts a child. Its end is not missed, however soon it comes.
     pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut child = command.spawn()?;
-        let (sender, ended) = oneshot::channel();
-        waiting.insert(child.id(), sender);
+        let (mut child, ended) = self.track(|| command.spawn().map(|child| (child.id(), child)))?;
         Ok(Child {
             pid: child.id(),
             ended,
             stdin: child.stdin.take(),
             stderr: child.stderr.take(),
         })
+    }
+
+    /// Has `start` start a child, whose PID it answers first, and answers the rest with the child's end: the table is
+    /// locked from before the start until the child stands in it.
+    pub(crate) fn track<T>(
+        &self,
+        start: impl FnOnce() -> io::Result<(u32, T)>,
+    ) -> io::Result<(T, oneshot::Receiver<ExitStatus>)> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let (pid, started) = start()?;
+        let (sender, ended) = oneshot::channel();
+        waiting.insert(pid, sender);
+        Ok((started, ended))
     }
 
     async fn run(self, mut signals: Signal) {

@@ -29,6 +29,7 @@ mod footprint;
 mod identity;
 mod launch;
 mod monitor;
+mod spawn;
 
 use footprint::Footprint;
 pub(crate) use launch::Launcher;

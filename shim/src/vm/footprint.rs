@@ -2,6 +2,7 @@
 //! creation fails half-way.
 
 use std::{
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -40,16 +41,25 @@ impl Footprint {
         }
     }
 
-    /// Puts the monitor into the container's cgroup.
-    pub(super) fn join_cgroup(
+    /// Makes the container's cgroup with its limits. Answers its folder, for the monitor to start in, or none if systemd
+    /// makes it: then the monitor is to [`join`](Self::join_cgroup) it.
+    pub(super) fn make_cgroup(
         &mut self,
         plan: &Plan,
         id: &str,
-        pid: u32,
-    ) -> Result<(), cgroup::Error> {
+    ) -> Result<Option<OwnedFd>, cgroup::Error> {
         self.cgroup = Some((plan.cgroup.clone(), id.to_owned()));
-        self.limits = Some(Cgroup::join(&plan.cgroup, id, pid, &plan.resources)?);
-        Ok(())
+        let (cgroup, folder) = Cgroup::make(&plan.cgroup, id, &plan.resources)?;
+        self.limits = Some(cgroup);
+        Ok(folder)
+    }
+
+    /// Puts the monitor into the container's cgroup and sets its limits.
+    pub(super) fn join_cgroup(&self, plan: &Plan, pid: u32) -> Result<(), cgroup::Error> {
+        match &self.limits {
+            Some(cgroup) => cgroup.join(pid, &plan.resources),
+            None => Ok(()),
+        }
     }
 
     /// Sets the processor quota, once the agent has answered.

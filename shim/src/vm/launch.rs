@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex, atomic::AtomicU32},
     time::Duration,
@@ -100,12 +100,19 @@ impl Launcher {
         // Before there is anything else to clean up: `delete` reads it.
         footprint.run_folder.write_state(&state)?;
         footprint.wrote_state = true;
-        let monitor = Arc::new(Monitor::spawn(&config.paths.monitor, &self.reaper)?);
+        let cgroup = footprint.make_cgroup(&plan, &request.id)?;
+        let monitor = Arc::new(Monitor::spawn(
+            &config.paths.monitor,
+            cgroup.as_ref().map(|folder| folder.as_fd()),
+            &self.reaper,
+        )?);
         points.take(points::VMM_SPAWNED);
         footprint.monitor = Some(Arc::clone(&monitor));
         (state.monitor_pid, state.monitor_start) = (monitor.pid(), monitor.start_time());
         footprint.run_folder.write_state(&state)?;
-        footprint.join_cgroup(&plan, &request.id, monitor.pid())?;
+        if cgroup.is_none() {
+            footprint.join_cgroup(&plan, monitor.pid())?;
+        }
         if let Some(score) = plan.oom_score_adj {
             fs::write(
                 format!("/proc/{}/oom_score_adj", monitor.pid()),

@@ -1,23 +1,23 @@
 //! The monitor's process and its control socket, for tokio.
 
 use std::{
-    os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     os::unix::process::ExitStatusExt as _,
     path::Path,
-    process::{Command, ExitStatus, Stdio},
+    process::ExitStatus,
     sync::Arc,
 };
 
 use forkvm_vmm::control::{Event, FailureKind, Request, TimePoint, socket::Socket};
 use log::Level;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::{
     io::{AsyncReadExt as _, Interest, unix::AsyncFd},
     net::{UnixStream, unix::pipe},
     sync::watch,
 };
 
-use super::Error;
+use super::{Error, spawn::spawn};
 use crate::{reaper::Reaper, run_state::start_time};
 
 /// Longer lines of the monitor's log are cut.
@@ -53,25 +53,21 @@ pub(super) struct Monitor {
 }
 
 impl Monitor {
-    /// Starts the monitor's program; it waits for its launch request.
-    pub(super) fn spawn(program: &Path, reaper: &Reaper) -> Result<Self, Error> {
+    /// Starts the monitor's program, in `cgroup` or else in the shim's; it waits for its launch request.
+    pub(super) fn spawn(
+        program: &Path,
+        cgroup: Option<BorrowedFd<'_>>,
+        reaper: &Reaper,
+    ) -> Result<Self, Error> {
         let failed = |error| Error::Spawn(program.to_owned(), error);
         let (ours, theirs) = Socket::pair()?;
         ours.set_nonblocking(true)?;
-        let mut child = reaper
-            .spawn(
-                Command::new(program)
-                    .stdin(Stdio::from(theirs.into_inner()))
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::piped()),
-            )
+        let theirs = theirs.into_inner();
+        let (child, reaped) = reaper
+            .track(|| spawn(program, &theirs, cgroup).map(|child| (child.pid, child)))
             .map_err(failed)?;
+        drop(theirs);
         let pid = child.pid;
-        // Collected at the earliest by the runtime, after this returns: the number is still its.
-        let process = Pid::from_raw(pid.cast_signed())
-            .ok_or(rustix::io::Errno::SRCH)
-            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
-            .map_err(|error| failed(error.into()))?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         // SAFETY: needed because tokio cannot know that a descriptor given by number stays open;
         // `Control` owns its socket, never closes or replaces it, and always answers its number.
@@ -81,19 +77,12 @@ impl Monitor {
         let events = tokio::spawn(receive(Arc::clone(&socket), progress_sender));
         let last_event = progress.clone();
         let (ended_sender, ended) = watch::channel(None);
-        let log = child
-            .stderr
-            .take()
-            .map(|stderr| tokio::spawn(relay_log(stderr.into())));
-        let reaped = child.ended;
+        let log = tokio::spawn(relay_log(child.stderr.into()));
         tokio::spawn(async move {
             let status = reaped.await;
             // What it said last may still wait in its socket and its log.
             let _ = events.await;
-            let last_line = match log {
-                Some(log) => log.await.unwrap_or_default(),
-                None => String::new(),
-            };
+            let last_line = log.await.unwrap_or_default();
             let reason = reason(&last_event.borrow(), status.ok(), &last_line);
             log::debug!("monitor {pid}: {reason}");
             ended_sender.send_replace(Some(reason));
@@ -102,7 +91,7 @@ impl Monitor {
         Ok(Self {
             pid,
             start_time,
-            process,
+            process: child.process,
             socket,
             progress,
             ended,
