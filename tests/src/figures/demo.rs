@@ -175,7 +175,7 @@ impl Demo<'_> {
         ways: &[Way],
         container: impl Fn() -> Container,
     ) -> Result<(), Failure> {
-        eprint!("\nctr run --rm, {what}: {} runs each ", self.runs);
+        show::progress(&format!("\nctr run --rm, {what}: {} runs each ", self.runs));
         let container = container();
         for &way in ways {
             // The first run of each finds caches cold.
@@ -192,9 +192,9 @@ impl Demo<'_> {
                     self.starts.entry(way).or_default().push(start);
                 }
             }
-            eprint!(".");
+            show::progress(".");
         }
-        eprintln!();
+        show::progress("\n");
         let mut table = show::table(["ctr run --rm, milliseconds", "p50", "worst"]);
         for &way in ways {
             let samples = self.wall(what, way);
@@ -328,9 +328,9 @@ impl Demo<'_> {
         let mut table = show::table([&format!("memory of each of {CROWD} containers"), "MiB"]);
         let mut found = BTreeMap::new();
         for runtime in [Runtime::Runc, Runtime::Forkvm] {
-            eprint!("\n{CROWD} containers of {} ", runtime.name());
+            show::progress(&format!("\n{CROWD} containers of {} ", runtime.name()));
             let mebibytes = crowd(runtime)?;
-            eprintln!();
+            show::progress("\n");
             table.add_row([runtime.name().to_owned(), show::number(mebibytes)]);
             found.insert(runtime, mebibytes);
         }
@@ -358,7 +358,7 @@ fn crowd(runtime: Runtime) -> Result<f64, Failure> {
     let mut running = Vec::new();
     for _ in 0..CROWD {
         running.push(RunningContainer::start(&container, runtime)?);
-        eprint!(".");
+        show::progress(".");
     }
     let after = memory::available()?;
     for container in running {

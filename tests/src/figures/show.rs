@@ -1,8 +1,17 @@
 //! Tables for people.
 
+use std::io::Write as _;
+
 use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
 
 use super::{report::Figure, samples::Samples};
+
+/// A part of a line about what goes on; to standard output, where the tables come too, and in order with them.
+pub fn progress(text: &str) {
+    print!("{text}");
+    // Nobody may be reading: the figures are written all the same.
+    let _ = std::io::stdout().flush();
+}
 
 /// An empty table with these headings; all columns but the first hold numbers.
 pub fn table<const N: usize>(headings: [&str; N]) -> Table {
