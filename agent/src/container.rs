@@ -100,6 +100,11 @@ fn bundle(id: &str) -> PathBuf {
 /// Removes what a container has in the guest, which may be in any state.
 async fn clean_up(id: &str) -> Result<(), Error> {
     Cgroup::of(id).remove().await?;
+    remove_files(id)
+}
+
+/// Removes a container's bundle and state, and leaves its cgroup.
+pub(crate) fn remove_files(id: &str) -> Result<(), Error> {
     for folder in [Path::new(STATE).join(id), bundle(id)] {
         match fs::remove_dir_all(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

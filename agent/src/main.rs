@@ -24,12 +24,14 @@ mod service;
 mod spec;
 mod stdio;
 mod streams;
+mod warm_up;
 mod worker;
 
 const USAGE: &str = "\
 forkvm-agent: PID 1 of a forkvm guest
 
 usage: forkvm-agent                     as PID 1: bring the guest up and serve on vsock
+       forkvm-agent warm-up [PROGRAM]   run one container and end, as PID 1 does before it is ready
        forkvm-agent serve --unix DIR    serve on DIR/agent.sock and DIR/streams.sock instead, without
                                         touching the clock (for tests, in namespaces of its own)
 ";
@@ -39,6 +41,8 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         [worker::COMMAND, request] => return worker::main(request),
+        [warm_up::COMMAND] => return warm_up::main(None),
+        [warm_up::COMMAND, program] => return warm_up::main(Some(program)),
         ["serve", "--unix", dir] => serve::unix(&PathBuf::from(dir)),
         ["--help" | "-h"] => {
             print!("{USAGE}");

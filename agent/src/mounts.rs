@@ -68,12 +68,14 @@ const PLAIN: MsFlags = MsFlags::MS_NOSUID
 pub(crate) fn kernel_file_systems() -> Result<(), Error> {
     mount_on("/proc", "proc", "proc", PLAIN, None)?;
     mount_on("/sys", "sysfs", "sysfs", PLAIN, None)?;
+    // favordynmods: joining a cgroup, as each container and exec does, does not wait for an RCU grace period; forks and
+    // exits are dearer by less than that (Documentation/admin-guide/cgroup-v2.rst, "Mounting").
     mount_on(
         "/sys/fs/cgroup",
         "cgroup2",
         "cgroup2",
         PLAIN,
-        Some("nsdelegate"),
+        Some("nsdelegate,favordynmods"),
     )?;
     mount_on(
         "/dev",

@@ -18,7 +18,7 @@ use nix::sys::socket::{
 
 use crate::{
     boot, identity::Clock, ready, reaper::Reaper, sandbox::Sandbox, service::Service,
-    streams::Streams,
+    streams::Streams, warm_up,
 };
 
 /// Connections that may wait to be accepted.
@@ -47,6 +47,7 @@ pub(crate) enum Error {
 
 /// Serves on vsock, as PID 1 of a guest. Only returns if it fails.
 pub(crate) fn vsock() -> Result<(), Error> {
+    warm_up::run_if_asked();
     let api = listen_on(
         &VsockAddr::new(libc::VMADDR_CID_ANY, AGENT_PORT),
         "vsock port 1024",

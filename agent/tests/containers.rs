@@ -456,3 +456,8 @@ async fn an_exec_that_cannot_be_says_why() {
         .unwrap();
     assert_eq!(guest.wait("one", "missing").await.unwrap(), 0);
 }
+
+#[test]
+fn the_warm_up_runs_a_container_and_leaves_nothing() {
+    assert!(guest::warm_up());
+}

@@ -49,6 +49,10 @@ pub const READY_LISTENING: u8 = 1;
 /// Value written to [`READY_PORT`] next: the first exit of a forked child.
 pub const READY_RESUMED: u8 = 2;
 
+/// A word on the guest kernel's command line: the guest will become a template, so the agent runs one container before it
+/// says that it listens. A machine that boots for one container alone would only lose time by that.
+pub const WARM_UP: &str = "forkvm.warm_up";
+
 /// Tag of the virtio-fs device (virtio 1.2, section 5.11.4).
 pub const FS_TAG: &str = "forkvm";
 

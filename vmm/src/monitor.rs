@@ -13,7 +13,7 @@ use std::{
     sync::mpsc,
 };
 
-use forkvm_api::points;
+use forkvm_api::{WARM_UP, points};
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -146,8 +146,11 @@ fn serve(socket: &Socket) -> Result<(), Error> {
             mut initramfs,
             vcpus,
             memory_bytes,
-            cmdline,
+            mut cmdline,
         } => {
+            if parts.freeze.is_some() {
+                cmdline = format!("{WARM_UP} {cmdline}");
+            }
             let memory = match &parts.freeze {
                 Some(files) => memory::shared(&files.memory, memory_bytes),
                 None => memory::anonymous(memory_bytes),

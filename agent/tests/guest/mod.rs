@@ -84,32 +84,54 @@ fn make_rootfs(root: &Path) {
     .unwrap();
 }
 
+/// Runs a shell command in namespaces and in a cgroup of its own: the machine's /run, /etc and
+/// cgroups stay as they are. `$AGENT` is the agent, `$FOLDER` the folder.
+fn in_namespaces(command: &str, folder: &Path) -> (PathBuf, Child) {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let cgroup = cgroup2().join(format!("forkvm-agent-test-{}-{number}", std::process::id()));
+    fs::create_dir(&cgroup).unwrap();
+    let script = r#"
+        echo $$ > "$CGROUP/cgroup.procs" &&
+        exec unshare --cgroup --mount --pid --net --uts --ipc --fork --kill-child --mount-proc sh -c '
+            mount -t cgroup2 none /sys/fs/cgroup &&
+            mount -t tmpfs none /run && mount -t tmpfs none /etc && mkdir /run/forkvm &&
+            eval "$COMMAND"'
+    "#;
+    let process = Command::new("sh")
+        .args(["-c", script])
+        .env("CGROUP", &cgroup)
+        .env("COMMAND", command)
+        .env("AGENT", env!("CARGO_BIN_EXE_forkvm-agent"))
+        .env("FOLDER", folder)
+        .env("FORKVM_LOG", "debug")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    (cgroup, process)
+}
+
+/// Runs the agent's warm-up; answers whether it succeeded, and that nothing was left of it.
+pub(crate) fn warm_up() -> bool {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    fs::copy(busybox(), folder.path().join("busybox")).unwrap();
+    let command = r#"
+        "$AGENT" warm-up "$FOLDER/busybox" && test ! -e /warm-up && test -z "$(ls /run/forkvm/bundles /run/forkvm/containers | grep -v :)" &&
+        grep "populated 0" /sys/fs/cgroup/forkvm/_warm-up/cgroup.events
+    "#;
+    let (cgroup, mut process) = in_namespaces(command, folder.path());
+    let success = process.wait().unwrap().success();
+    remove_cgroups(&cgroup);
+    success
+}
+
 impl Guest {
     /// Starts an agent without an identity.
     pub(crate) async fn start() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root");
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
         make_rootfs(&folder.path().join("rootfs"));
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let cgroup = cgroup2().join(format!("forkvm-agent-test-{}-{number}", std::process::id()));
-        fs::create_dir(&cgroup).unwrap();
-        // The machine's own /run, /etc and cgroups stay as they are.
-        let script = r#"
-            echo $$ > "$CGROUP/cgroup.procs" &&
-            exec unshare --cgroup --mount --pid --net --uts --ipc --fork --kill-child --mount-proc sh -c '
-                mount -t cgroup2 none /sys/fs/cgroup &&
-                mount -t tmpfs none /run && mount -t tmpfs none /etc && mkdir /run/forkvm &&
-                exec "$AGENT" serve --unix "$FOLDER"'
-        "#;
-        let process = Command::new("sh")
-            .args(["-c", script])
-            .env("CGROUP", &cgroup)
-            .env("AGENT", env!("CARGO_BIN_EXE_forkvm-agent"))
-            .env("FOLDER", folder.path())
-            .env("FORKVM_LOG", "debug")
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let (cgroup, process) =
+            in_namespaces("exec \"$AGENT\" serve --unix \"$FOLDER\"", folder.path());
         let guest_folder = folder.path().to_owned();
         wait_for(&guest_folder, "agent.sock").await;
         let address = format!("unix://{}", guest_folder.join("agent.sock").display());
