@@ -12,7 +12,7 @@ AGENT := $(TARGET)/agent/x86_64-unknown-linux-gnu/release/forkvm-agent
 MULTIARCH := x86_64-linux-gnu
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build binaries agent guest install images host shell demo test figures report fmt lint clean
+.PHONY: help deps build binaries agent kernel guest install images host shell demo test figures report fmt lint clean
 
 help: ## this text
 	@echo "usage: make TARGET"; echo
@@ -55,9 +55,11 @@ agent:
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
 	cargo build --release --locked -p forkvm-agent --target x86_64-unknown-linux-gnu --target-dir $(TARGET)/agent
 
-guest: agent
-	guest-image/build-kernel $(TARGET)/guest
+guest: agent kernel
 	guest-image/build-initramfs $(AGENT) $(TARGET)/guest/initramfs.cpio
+
+kernel:
+	guest-image/build-kernel $(TARGET)/guest
 
 install: ## install what was built under DESTDIR; PARTIAL=1 leaves out what is not built
 	@set -e; for artefact in $(ARTEFACTS); do \
