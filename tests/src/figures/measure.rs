@@ -20,7 +20,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// How long one container may take. A guest that hangs (docs/testing.md) is given up then.
-const RUN_LIMIT: Duration = Duration::from_millis(700);
+const RUN_LIMIT: Duration = Duration::from_millis(1500);
 
 /// What starts the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
