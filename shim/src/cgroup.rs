@@ -61,7 +61,8 @@ fn open(path: &str, id: &str) -> Result<Cgroup, Error> {
 const HIERARCHY: &str = "/sys/fs/cgroup";
 
 /// Makes a cgroup of the cgroupfs form below `hierarchy` and opens its folder. Every controller that is there is enabled
-/// on the way, as runc and libcgroups do; two shims may make the same parents at once.
+/// on the way, as runc and libcgroups do; two shims may make the same parents at once. libcgroups makes a cgroup only by
+/// moving a process into it.
 fn make_folder(hierarchy: &Path, path: &str) -> io::Result<OwnedFd> {
     let relative = Path::new(path.trim_start_matches('/'));
     let plain = |part| matches!(part, Component::Normal(_));
@@ -265,6 +266,14 @@ mod tests {
             assert_eq!(enabled, "+cpu +io +memory");
         }
         assert!(!root.join("docker/b/cgroup.subtree_control").exists());
+    }
+
+    #[test]
+    fn systemds_form_is_told_from_a_path() {
+        assert!(is_systemd("system.slice:docker:a"));
+        for path in ["/default/a", "docker/b/c", "/a:b:c", "a:b"] {
+            assert!(!is_systemd(path), "{path}");
+        }
     }
 
     #[test]

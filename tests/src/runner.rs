@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use forkvm_vmm::on_software_processor;
+
 use crate::{
     case::Case,
     container::{BUSYBOX, ctr, docker},
@@ -45,7 +47,7 @@ pub struct Summary {
     pub passed: usize,
     /// The others.
     pub failed: usize,
-    /// How many were run a second time ([`on_software_processor`]).
+    /// How many were run a second time ([`may_hang`]).
     pub again: usize,
 }
 
@@ -59,13 +61,11 @@ impl Summary {
     }
 }
 
-/// Whether this machine runs on QEMU's software processor. That one may deliver an interrupt twice, and about one guest in
-/// some hundred then waits for ever for a lock that it holds itself (docs/testing.md): a case that fails on forkvm there
-/// is run once more, and both are shown.
-pub(crate) fn on_software_processor() -> bool {
-    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
-    let signature = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
-    signature.as_flattened() == b"TCGTCGTCGTCG"
+/// Whether a container of `runtime` may hang through no fault of ours. QEMU's software processor may deliver an interrupt
+/// twice, and about one guest in some hundred then waits for ever for a lock that it holds itself (docs/testing.md): what
+/// fails on forkvm there is run once more, and both are shown.
+pub(crate) fn may_hang(runtime: Runtime) -> bool {
+    runtime == Runtime::Forkvm && on_software_processor()
 }
 
 struct Run<'a> {
@@ -137,8 +137,8 @@ impl Run<'_> {
             let began = Instant::now();
             let wall_clock = SystemTime::now();
             let mut result = self.case_on(case, runtime);
-            if let (Runtime::Forkvm, true, Err(failure)) =
-                (runtime, on_software_processor(), &result)
+            if let Err(failure) = &result
+                && may_hang(runtime)
             {
                 let logs = self.keep_logs(case, runtime, wall_clock);
                 let text = format!(

@@ -2,6 +2,7 @@
 //! devices, and the virtual machine itself.
 
 mod boot;
+pub use boot::cpuid::on_software_processor;
 pub mod control;
 pub mod devices;
 mod launch;

@@ -77,14 +77,16 @@ pub(super) fn spawn(
     // SAFETY: needed to own the descriptor that the kernel has stored; nobody else knows its number.
     let process = unsafe { OwnedFd::from_raw_fd(process) };
     drop((their_stderr, their_failure));
-    let mut errno = [0; mem::size_of::<i32>()];
-    match failure.read(&mut errno)? {
-        0 => Ok(Child {
+    let mut errno = Vec::new();
+    failure.read_to_end(&mut errno)?;
+    match errno.try_into().map(i32::from_ne_bytes) {
+        Ok(errno) => Err(io::Error::from_raw_os_error(errno)),
+        // Closed without a word: the program runs.
+        Err(_) => Ok(Child {
             pid: u32::try_from(pid).map_err(io::Error::other)?,
             process,
             stderr,
         }),
-        _ => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
     }
 }
 

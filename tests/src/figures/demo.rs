@@ -378,7 +378,7 @@ impl RunningContainer {
         retried(runtime, || {
             let this = RunningContainer { id: unique_name() };
             let arguments = container.arguments(runtime, &this.id);
-            process::run(&arguments, b"", run_deadline())?.exits(0)?;
+            process::run(&arguments, b"", run_deadline(runtime))?.exits(0)?;
             Ok(this)
         })
     }

@@ -12,14 +12,14 @@ use crate::{
     failure::Failure,
     machine::Runtime,
     process::{self, Output},
-    runner::on_software_processor,
+    runner::may_hang,
     scene::remove,
 };
 
 /// How long one start may take before the measurement is given up.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// How long one container may take. A guest that hangs (docs/testing.md) is given up then.
+/// How long one container may take where it may hang: three times what any takes in counted mode.
 const RUN_LIMIT: Duration = Duration::from_millis(1500);
 
 /// What starts the container.
@@ -93,10 +93,10 @@ impl Bench {
         let _config = self.configure(way, &log)?;
         let id = unique_name();
         let arguments = container.arguments(way.runtime(), &id);
-        let output = process::run(&arguments, b"", run_deadline())
+        let output = process::run(&arguments, b"", run_deadline(way.runtime()))
             .and_then(|output| container.judge(output))
             .inspect_err(|_| {
-                if on_software_processor() {
+                if may_hang(way.runtime()) {
                     // A hung guest never answers; nothing else runs in the test host.
                     let kill = ["pkill", "-KILL", "-x", "forkvm-vmm"].map(String::from);
                     let _ = process::run(&kill, b"", deadline());
@@ -150,7 +150,7 @@ pub fn retried<T>(
     mut start: impl FnMut() -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     match start() {
-        Err(failure) if runtime == Runtime::Forkvm && on_software_processor() => {
+        Err(failure) if may_hang(runtime) => {
             eprintln!("\nonce more, this failed: {failure}");
             start()
         }
@@ -158,9 +158,10 @@ pub fn retried<T>(
     }
 }
 
-/// The end of one container's start: many times what any takes.
-pub fn run_deadline() -> Instant {
-    Instant::now() + RUN_LIMIT
+/// The end of one container: soon where it may hang.
+pub fn run_deadline(runtime: Runtime) -> Instant {
+    let limit = if may_hang(runtime) { RUN_LIMIT } else { LIMIT };
+    Instant::now() + limit
 }
 
 /// The end of a measurement that hangs.

@@ -27,7 +27,7 @@ const PV_EOI: u32 = 1 << 6;
 
 /// Whether this host itself runs on QEMU's software processor, some of whose faults have to be
 /// gone around.
-pub(crate) fn on_software_processor() -> bool {
+pub fn on_software_processor() -> bool {
     let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
     let signature = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
     signature.as_flattened() == b"TCGTCGTCGTCG"
