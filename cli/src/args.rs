@@ -52,36 +52,81 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Template {
-    /// Make a template, if it is not there yet
+    /// Make a template before a container asks for it
+    ///
+    /// A container whose template is missing has it built; who comes after it finds it. This makes it in advance, if it is
+    /// not there or cannot be used.
     Build {
-        /// Which template
+        /// Which kind
+        #[arg(default_value = "base")]
         which: Which,
-        /// Make it anew even if it is there and whole
+        /// For containers of this containerd namespace (Docker's is "moby"); several may be given
+        #[arg(long, value_name = "NAME", default_value = "default")]
+        namespace: Vec<String>,
+        /// For containers that are limited to this many processors
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+        vcpus: Option<u64>,
+        /// For containers whose memory is limited to this many MiB
+        #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+        memory: Option<u64>,
+        /// Make it anew even if it is there and whole; running containers keep the old one
         #[arg(long)]
         force: bool,
-    },
-    /// List templates
-    Ls {
-        /// Print only ids
-        #[arg(short, long, conflicts_with = "json")]
-        quiet: bool,
         /// Print a JSON array, for programs
         #[arg(long)]
         json: bool,
     },
-    /// Show what a template was made from, and read it whole to see whether it is damaged
-    Inspect {
-        /// The template's id, or "base" for the one that containers start from
-        id: String,
+    /// List templates, and what happened to them
+    Ls {
+        /// Print only ids
+        #[arg(short, long, conflicts_with = "json")]
+        quiet: bool,
+        /// Print a JSON object with "templates" and "record", for programs
+        #[arg(long)]
+        json: bool,
     },
-    /// Remove templates
+    /// Show what a template was made from and where it fits
+    Inspect {
+        /// The template's id, or enough of its beginning
+        id: String,
+        /// Print a JSON object, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove templates that no container uses
     Rm {
-        /// The templates' ids, or "base" for the one that containers start from
+        /// The templates' ids, or enough of their beginnings
         #[arg(required_unless_present = "all")]
         ids: Vec<String>,
         /// Remove all templates
         #[arg(long, conflicts_with = "ids")]
         all: bool,
+        /// Print a JSON array, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove templates that are of no use any more, and what killed builds have left
+    ///
+    /// That is: damaged; made with another kernel, agent or monitor or on another machine; older than
+    /// templates.max_age_days; and those not used for longest, while there are more than the configuration allows. None
+    /// that is in use.
+    Prune {
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+        /// Print a JSON array, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read templates whole to see whether they are damaged
+    ///
+    /// Exit status 1 if one is.
+    Verify {
+        /// The templates' ids, or enough of their beginnings; all if none is given
+        ids: Vec<String>,
+        /// Print a JSON array, for programs
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -111,5 +156,22 @@ mod tests {
         assert!(parse(&["--all"]).is_ok());
         assert!(parse(&[]).is_err());
         assert!(parse(&["base", "--all"]).is_err());
+    }
+
+    #[test]
+    fn build_needs_no_words_and_takes_several_namespaces() {
+        let parse =
+            |args: &[&str]| Args::try_parse_from([&["forkvm", "template", "build"], args].concat());
+        let namespaces = |args: &[&str]| match parse(args).unwrap().command {
+            Command::Template(Template::Build { namespace, .. }) => namespace,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(namespaces(&[]), ["default"]);
+        assert_eq!(
+            namespaces(&["base", "--namespace", "moby", "--namespace", "k8s.io"]),
+            ["moby", "k8s.io"]
+        );
+        assert!(parse(&["--vcpus", "0"]).is_err());
+        assert!(parse(&["image"]).is_err());
     }
 }

@@ -28,6 +28,12 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// A count with its noun.
+pub(crate) fn counted(count: u64, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
+}
+
 /// How long ago something was, in its largest unit, from seconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Age(pub(crate) u64);
@@ -44,9 +50,7 @@ impl fmt::Display for Age {
             .into_iter()
             .find(|(seconds, _)| self.0 >= *seconds)
             .unwrap_or((1, "second"));
-        let count = self.0 / seconds;
-        let plural = if count == 1 { "" } else { "s" };
-        write!(formatter, "{count} {name}{plural} ago")
+        write!(formatter, "{} ago", counted(self.0 / seconds, name))
     }
 }
 

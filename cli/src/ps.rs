@@ -1,6 +1,7 @@
 //! `forkvm ps`: the containers that run, from what their shims keep under `paths.run`.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -29,6 +30,12 @@ struct State {
     bundle: PathBuf,
     /// "fork" or "boot".
     mode: String,
+    /// Why it was booted; empty for a fork.
+    #[serde(default)]
+    reason: String,
+    /// Whether it was booted although it should have been forked.
+    #[serde(default)]
+    fall_back: bool,
     /// The template's id; empty for a cold boot.
     template: String,
     shim_pid: u32,
@@ -55,6 +62,17 @@ struct Container {
     /// "starting", "running", or "gone": the monitor has ended and nobody has cleaned up yet.
     status: &'static str,
     timings: Vec<Point>,
+}
+
+/// How many containers run from each template.
+pub(crate) fn users(run: &Path) -> Result<BTreeMap<String, usize>, Error> {
+    let mut users = BTreeMap::new();
+    for container in containers(run)? {
+        if container.status == "running" {
+            *users.entry(container.state.template).or_default() += 1;
+        }
+    }
+    Ok(users)
 }
 
 /// Lists them.
@@ -171,7 +189,7 @@ fn table(containers: &[Container]) -> Table {
             state.namespace.clone(),
             state.id.clone(),
             (*status).to_owned(),
-            state.mode.clone(),
+            mode(state),
             or_dash(state.template.clone()),
             or_dash(state.monitor_pid.to_string()),
             or_dash(state.shim_pid.to_string()),
@@ -180,10 +198,21 @@ fn table(containers: &[Container]) -> Table {
     table
 }
 
+/// A container that should have been forked and was booted does not look like one that was to be booted.
+fn mode(state: &State) -> String {
+    match state.fall_back {
+        true => format!("{} (fall-back)", state.mode),
+        false => state.mode.clone(),
+    }
+}
+
 /// The time points of one start: since its first, and since the one before.
 fn points(container: &Container) -> String {
     let state = &container.state;
     let mut text = format!("{}/{} ({})\n", state.namespace, state.id, state.mode);
+    if !state.reason.is_empty() {
+        text += &format!("  booted: {}\n", state.reason);
+    }
     let mut timings = container.timings.clone();
     // Those of the monitor arrive in one message, after later ones of the shim.
     timings.sort_by_key(|point| point.at_ns);
@@ -218,6 +247,8 @@ mod tests {
             id: id.into(),
             bundle: "/b".into(),
             mode: "fork".into(),
+            reason: String::new(),
+            fall_back: false,
             template: "0123456789abcdef".into(),
             shim_pid: 11,
             monitor_pid: std::process::id(),
@@ -266,6 +297,36 @@ mod tests {
             text.starts_with("NAMESPACE  ID  STATUS   MODE  TEMPLATE          MONITOR"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_fall_back_is_shown_with_its_reason() {
+        let run = tempfile::tempdir().unwrap();
+        let mut fell_back = state("default", "c1");
+        (fell_back.mode, fell_back.fall_back) = ("boot".into(), true);
+        (fell_back.reason, fell_back.template) = ("no room".into(), String::new());
+        write(run.path(), &fell_back, &[]);
+        write(run.path(), &state("default", "c2"), &[]);
+        let found = containers(run.path()).unwrap();
+        let text = table(&found).to_string();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].contains("boot (fall-back)  -"), "{text}");
+        assert!(lines[2].contains("  fork  "), "{text}");
+        assert!(points(&found[0]).contains("booted: no room"));
+        let json = serde_json::to_value(&found).unwrap();
+        assert_eq!(json[0]["fall_back"], true);
+        assert_eq!(json[0]["reason"], "no room");
+        let users = users(run.path()).unwrap();
+        assert_eq!(users.get("0123456789abcdef"), Some(&1));
+    }
+
+    #[test]
+    fn the_state_of_an_older_shim_is_read() {
+        let mut text = serde_json::to_value(state("default", "c1")).unwrap();
+        text.as_object_mut().unwrap().remove("reason");
+        text.as_object_mut().unwrap().remove("fall_back");
+        let read: State = serde_json::from_value(text).unwrap();
+        assert!(!read.fall_back);
     }
 
     #[test]

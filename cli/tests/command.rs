@@ -13,7 +13,7 @@ fn forkvm(folder: &Path) -> Command {
     fs::write(
         &config,
         format!(
-            "[paths]\ntemplates = \"{0}/templates\"\nrun = \"{0}/run\"\nkernel = \"{0}/vmlinux\"\n",
+            "[paths]\ntemplates = \"{0}/templates\"\nrecord = \"{0}/record.json\"\nrun = \"{0}/run\"\nkernel = \"{0}/vmlinux\"\n",
             folder.display()
         ),
     )
@@ -112,7 +112,17 @@ fn an_empty_machine_has_no_templates_and_no_containers() {
         .args(["template", "ls", "--json"])
         .output()
         .unwrap();
-    assert_eq!(text(&output.stdout).trim(), "[]");
+    let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(all["templates"], serde_json::json!([]));
+    assert_eq!(all["record"]["fall_backs"], 0);
+    for action in ["prune", "verify"] {
+        let output = forkvm(folder.path())
+            .args(["template", action, "--json"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{action}");
+        assert_eq!(text(&output.stdout).trim(), "[]", "{action}");
+    }
     let output = forkvm(folder.path())
         .args(["ps", "--json"])
         .output()

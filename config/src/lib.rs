@@ -12,6 +12,10 @@ use std::{
 
 use serde::Deserialize;
 
+mod class;
+
+pub use class::{Class, Demand, TooLarge};
+
 /// The defaults, as they are shown to users.
 pub const DEFAULT: &str = include_str!("../config.toml");
 
@@ -60,8 +64,10 @@ pub enum Error {
 pub struct Config {
     /// How virtual machines come to be.
     pub start: Start,
-    /// Their size.
+    /// Their sizes.
     pub vm: Vm,
+    /// What they are forked from.
+    pub templates: Templates,
     /// Files and folders.
     pub paths: Paths,
     /// What is logged, and where to.
@@ -80,7 +86,7 @@ pub struct Start {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StartMode {
-    /// Forked from the base template.
+    /// Forked from a template.
     Fork,
     /// Booted cold.
     Boot,
@@ -90,10 +96,54 @@ pub enum StartMode {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vm {
-    /// Number of vCPUs.
+    /// vCPUs of a container without a processor limit.
     pub vcpus: u8,
-    /// Memory in MiB.
+    /// vCPUs of the largest class, if that is more.
+    pub max_vcpus: u8,
+    /// Memory in MiB of a container without a memory limit.
     pub memory_mib: u64,
+    /// Memory in MiB of the largest class, if that is more.
+    pub max_memory_mib: u64,
+}
+
+/// Table `[templates]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Templates {
+    /// Whose containers share a template.
+    pub sharing: Sharing,
+    /// What a start does without one.
+    pub missing: Missing,
+    /// MiB on disk; 0 for no limit.
+    pub max_mib: u64,
+    /// How many; 0 for no limit.
+    pub max_count: usize,
+    /// Days until one is made anew; 0 for no limit.
+    pub max_age_days: u64,
+}
+
+/// Whose containers may be forked from the same template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sharing {
+    /// Those of one containerd namespace.
+    Namespace,
+    /// All of this machine.
+    Host,
+    /// Nobody's: machines are booted.
+    None,
+}
+
+/// What a start does that finds no template it can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Missing {
+    /// Builds it.
+    Build,
+    /// Boots the container cold.
+    Boot,
+    /// Refuses the container.
+    Fail,
 }
 
 /// Table `[paths]`.
@@ -108,6 +158,8 @@ pub struct Paths {
     pub monitor: PathBuf,
     /// The template store.
     pub templates: PathBuf,
+    /// What happened to templates.
+    pub record: PathBuf,
     /// State of running containers.
     pub run: PathBuf,
 }
@@ -211,21 +263,29 @@ impl Config {
                 allowed,
             })
         };
-        if !(1..=8).contains(&self.vm.vcpus) {
-            return range("vm.vcpus", self.vm.vcpus.to_string(), "1 to 8");
+        for (option, vcpus) in [
+            ("vm.vcpus", self.vm.vcpus),
+            ("vm.max_vcpus", self.vm.max_vcpus),
+        ] {
+            if !(1..=8).contains(&vcpus) {
+                return range(option, vcpus.to_string(), "1 to 8");
+            }
         }
-        if !(128..=65536).contains(&self.vm.memory_mib) {
-            return range(
-                "vm.memory_mib",
-                self.vm.memory_mib.to_string(),
-                "128 to 65536",
-            );
+        for (option, mib) in [
+            ("vm.memory_mib", self.vm.memory_mib),
+            ("vm.max_memory_mib", self.vm.max_memory_mib),
+        ] {
+            // A machine has a multiple of 2 MiB.
+            if !(128..=65536).contains(&mib) || mib % 2 != 0 {
+                return range(option, mib.to_string(), "an even number from 128 to 65536");
+            }
         }
         for (option, file) in [
             ("paths.kernel", &self.paths.kernel),
             ("paths.initramfs", &self.paths.initramfs),
             ("paths.monitor", &self.paths.monitor),
             ("paths.templates", &self.paths.templates),
+            ("paths.record", &self.paths.record),
             ("paths.run", &self.paths.run),
         ] {
             if !file.is_absolute() {
@@ -265,6 +325,8 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.start.mode, StartMode::Fork);
         assert_eq!(config.vm.vcpus, 2);
+        assert_eq!(config.templates.sharing, Sharing::Namespace);
+        assert_eq!(config.templates.missing, Missing::Build);
     }
 
     #[test]
@@ -287,6 +349,9 @@ mod tests {
     fn what_is_out_of_range_is_named() {
         assert!(message("[vm]\nvcpus = 9").contains("vm.vcpus is 9, it must be 1 to 8"));
         assert!(message("[vm]\nmemory_mib = 64").contains("vm.memory_mib"));
+        assert!(message("[vm]\nmax_memory_mib = 1001").contains("an even number"));
+        assert!(message("[templates]\nsharing = \"all\"").contains("all"));
+        assert!(message("[templates]\nmax_count = -1").contains("-1"));
         assert!(message("[paths]\nkernel = \"vmlinux\"").contains("an absolute path"));
         assert!(message("[log]\ntimings = \"x\"").contains("log.timings"));
     }

@@ -1,9 +1,9 @@
 //! `containerd-shim-forkvm-v2`: containerd's runtime shim that runs each container in a microVM of
 //! its own. `docs/shim.md` tells what each call does.
 //!
-//! The same program is four: `start` makes the listening socket and leaves a daemon behind,
-//! `delete` cleans up after a shim that died, `-info` describes the runtime, and the daemon serves
-//! containerd's Task API.
+//! The same program is five: `start` makes the listening socket and leaves a daemon behind,
+//! `delete` cleans up after a shim that died, `-info` describes the runtime, the daemon serves
+//! containerd's Task API, and a builder makes a template that a daemon has found missing.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -86,6 +86,14 @@ fn main() -> ExitCode {
             Err(error) => {
                 log::error!("{error}");
                 fail(&error)
+            }
+        },
+        // Its answer is for the shim that has called it.
+        vm::builder::ACTION => match vm::builder::run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                print(error.to_string().as_bytes());
+                ExitCode::FAILURE
             }
         },
         "" => fail(

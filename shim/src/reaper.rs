@@ -32,6 +32,8 @@ pub(crate) struct Child {
     pub(crate) ended: oneshot::Receiver<ExitStatus>,
     /// The write end of its standard input, if that was piped.
     pub(crate) stdin: Option<std::process::ChildStdin>,
+    /// The read end of its standard output, if that was piped.
+    pub(crate) stdout: Option<std::process::ChildStdout>,
     /// The read end of its standard error, if that was piped.
     pub(crate) stderr: Option<std::process::ChildStderr>,
 }
@@ -55,6 +57,7 @@ impl Reaper {
             pid: child.id(),
             ended,
             stdin: child.stdin.take(),
+            stdout: child.stdout.take(),
             stderr: child.stderr.take(),
         })
     }

@@ -27,6 +27,12 @@ pub(crate) struct State {
     pub(crate) bundle: PathBuf,
     /// "fork" or "boot".
     pub(crate) mode: String,
+    /// Why it was booted; empty for a fork.
+    #[serde(default)]
+    pub(crate) reason: String,
+    /// Whether it was booted although it should have been forked.
+    #[serde(default)]
+    pub(crate) fall_back: bool,
     /// The template's id; empty for a cold boot.
     pub(crate) template: String,
     pub(crate) shim_pid: u32,
@@ -120,6 +126,8 @@ mod tests {
             id: "c1".into(),
             bundle: "/b".into(),
             mode: "fork".into(),
+            reason: String::new(),
+            fall_back: false,
             template: "0123".into(),
             shim_pid: 1,
             monitor_pid: 2,

@@ -8,10 +8,13 @@ use std::{
 };
 
 use forkvm_api::{HOST_MOUNT, ROOTFS_EXPORT};
+use forkvm_config::{Class, Vm};
 use oci_spec::runtime::{
     Hooks, Linux, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount,
     Process, Spec,
 };
+
+mod demand;
 
 #[cfg(test)]
 mod tests;
@@ -66,20 +69,15 @@ pub(crate) struct Plan {
     /// `linux.cgroupsPath`; one of forkvm's own if the spec has none.
     pub(crate) cgroup: String,
     pub(crate) resources: LinuxResources,
+    /// The size of its machine.
+    pub(crate) class: Class,
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) hooks: Hooks,
     pub(crate) annotations: Option<std::collections::HashMap<String, String>>,
 }
 
-/// What of the host a configuration is checked against.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Host {
-    /// Memory of a machine in bytes: a container's limit cannot be larger.
-    pub(crate) machine_memory: u64,
-}
-
-/// Reads `config.json` of a bundle and takes it apart.
-pub(crate) fn load(bundle: &Path, namespace: &str, id: &str, host: Host) -> Result<Plan, Error> {
+/// Reads `config.json` of a bundle and takes it apart. `sizes` are those that machines can have.
+pub(crate) fn load(bundle: &Path, namespace: &str, id: &str, sizes: &Vm) -> Result<Plan, Error> {
     let path = bundle.join("config.json");
     let text = fs::read(&path).map_err(|source| Error::Read {
         path: path.clone(),
@@ -89,7 +87,7 @@ pub(crate) fn load(bundle: &Path, namespace: &str, id: &str, host: Host) -> Resu
         path,
         message: error.to_string(),
     })?;
-    plan(spec, bundle, namespace, id, host)
+    plan(spec, bundle, namespace, id, sizes)
 }
 
 fn unsupported<T>(what: impl Into<String>) -> Result<T, Error> {
@@ -105,7 +103,7 @@ fn plan(
     bundle: &Path,
     namespace: &str,
     id: &str,
-    host: Host,
+    sizes: &Vm,
 ) -> Result<Plan, Error> {
     if spec.vm().is_some() || spec.windows().is_some() || spec.solaris().is_some() {
         return unsupported("configurations of other platforms (vm, windows, solaris)");
@@ -143,7 +141,9 @@ fn plan(
         .filter(|path| !path.is_empty())
         .unwrap_or_else(|| format!("/forkvm/{namespace}/{id}"));
     let resources = linux.resources().clone().unwrap_or_default();
-    check_memory(&resources, host)?;
+    let class = sizes
+        .class(&demand::demand(&resources))
+        .map_err(|error| Error::Unsupported(error.to_string()))?;
     linux.set_resources(Some(guest_resources(&resources)));
     linux.set_cgroups_path(Some(PathBuf::from("/forkvm").join(id)));
     linux.set_mount_label(None);
@@ -163,6 +163,7 @@ fn plan(
         network,
         cgroup,
         resources,
+        class,
         oom_score_adj,
         hooks,
     })
@@ -376,23 +377,6 @@ fn bind_source(mount: &Mount) -> Result<PathBuf, Error> {
         "{what} as volumes ({} at {destination})",
         source.display()
     ))
-}
-
-/// A machine's memory bounds its container.
-fn check_memory(resources: &LinuxResources, host: Host) -> Result<(), Error> {
-    let limit = resources
-        .memory()
-        .as_ref()
-        .and_then(|memory| memory.limit())
-        .unwrap_or(0);
-    match u64::try_from(limit) {
-        Ok(limit) if limit > host.machine_memory => unsupported(format!(
-            "a memory limit of {} MiB: machines have {} MiB (vm.memory_mib in the configuration)",
-            limit >> 20,
-            host.machine_memory >> 20
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// Memory, process and processor shares act in the guest; processor quota, cpusets and block io

@@ -25,10 +25,12 @@ use crate::{
     timings::{self, Points},
 };
 
+pub(crate) mod builder;
 mod footprint;
 mod identity;
 mod launch;
 mod monitor;
+mod origin;
 mod spawn;
 
 use footprint::Footprint;

@@ -21,7 +21,7 @@ use std::{
 use forkvm_api::{AGENT_PORT, points};
 use forkvm_vmm::{
     control::{Event, FailureKind, Launch, Monitor, NetworkNamespace, Purpose, Request, Source},
-    template::{Error, Store, Template, TemplateSpec},
+    template::{Attempt, Domain, Error, Store, Template, TemplateSpec},
 };
 
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -39,6 +39,8 @@ fn host(vcpus: u8) -> Host {
         spec: TemplateSpec {
             kernel: path("FORKVM_TEST_KERNEL"),
             initramfs: path("FORKVM_TEST_INITRAMFS"),
+            monitor: path("FORKVM_TEST_MONITOR"),
+            domain: Domain::Host,
             vcpus,
             memory_bytes: 256 << 20,
             cmdline: String::new(),
@@ -109,7 +111,7 @@ fn agent_answers(child: &Monitor) {
 
 fn build(host: &Host, store: &Store) -> Template {
     store
-        .build(&host.spec, &host.monitor, &mut |step| {
+        .build(&host.spec, Attempt::Asked, &mut |step| {
             eprintln!("  {step}");
         })
         .unwrap()

@@ -8,8 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use forkvm_config::{Config, StartMode};
-use forkvm_vmm::template::{Error, Store};
+use forkvm_config::{Config, Sharing, StartMode};
+use forkvm_vmm::template::{Error, store};
 use nix::sys::statvfs::statvfs;
 
 use super::{Finding, Status};
@@ -135,19 +135,26 @@ fn enough(store: &Path, available: u64, memory_bytes: u64) -> Finding {
     }
 }
 
-/// The base template. It is made after the installation, so one that is missing is no failure here.
+/// The template of containers without limits in the default namespace. One that is missing is made by the first of them.
 fn base(config: &Config) -> Finding {
     const CHECK: &str = "base template";
-    let store = Store::new(&config.paths.templates);
+    if config.templates.sharing == Sharing::None {
+        return Finding::warn(
+            CHECK,
+            "containers are booted, not forked",
+            "templates.sharing is \"none\" in the configuration; \"namespace\" is the default",
+        );
+    }
+    let store = store(config);
     let opened = store
-        .base_id(&crate::template::base_spec(config))
-        .and_then(|id| store.open(&id));
+        .identity(&crate::template::base_spec(config))
+        .and_then(|identity| store.open(&identity));
     match opened {
         Ok(template) => Finding::ok(CHECK, template.id().to_owned()),
         Err(Error::Missing { .. }) => Finding::warn(
             CHECK,
             "not built yet",
-            "run `forkvm template build base`: containers are forked from it",
+            "the first container builds it and waits; `forkvm template build` does it now",
         ),
         // The message says what to do.
         Err(error) => Finding::warn(CHECK, "cannot be used", error.to_string()),

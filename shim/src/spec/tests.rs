@@ -3,8 +3,11 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const HOST: Host = Host {
-    machine_memory: 512 << 20,
+const SIZES: Vm = Vm {
+    vcpus: 2,
+    max_vcpus: 4,
+    memory_mib: 512,
+    max_memory_mib: 1024,
 };
 
 /// A spec such as `ctr run` makes.
@@ -39,7 +42,7 @@ fn base() -> Value {
 
 fn take(spec: Value) -> Result<Plan, Error> {
     let spec = serde_json::from_value(spec).unwrap();
-    plan(spec, Path::new("/bundle"), "default", "c1", HOST)
+    plan(spec, Path::new("/bundle"), "default", "c1", &SIZES)
 }
 
 fn refusal(spec: Value) -> String {
@@ -260,14 +263,34 @@ fn hooks_run_on_the_host_or_are_refused_by_name() {
 }
 
 #[test]
-fn a_memory_limit_above_the_machine_is_refused() {
-    let limit =
-        |limit: i64| with(|spec| spec["linux"]["resources"]["memory"]["limit"] = limit.into());
-    take(limit(512 << 20)).unwrap();
-    take(limit(-1)).unwrap();
-    let message = refusal(limit((512 << 20) + 1));
+fn limits_choose_the_size_of_the_machine() {
+    let class = |resources: Value| {
+        let plan = take(with(|spec| spec["linux"]["resources"] = resources)).unwrap();
+        (plan.class.vcpus, plan.class.memory_mib)
+    };
+    assert_eq!(class(json!({})), (2, 512));
+    assert_eq!(class(json!({"memory": {"limit": 600 << 20}})), (2, 1024));
+    assert_eq!(
+        class(json!({"cpu": {"quota": 300_000, "period": 100_000}})),
+        (4, 512)
+    );
+    assert_eq!(class(json!({"cpu": {"cpus": "3"}})), (1, 512));
+}
+
+#[test]
+fn limits_above_the_largest_machine_are_refused_by_name() {
+    let message = refusal(with(|spec| {
+        spec["linux"]["resources"]["memory"]["limit"] = (1_i64 << 30).into();
+    }));
     assert!(
-        message.contains("512 MiB") && message.contains("vm.memory_mib"),
+        message.contains("a memory limit of 1024 MiB") && message.contains("vm.max_memory_mib"),
+        "{message}"
+    );
+    let message = refusal(with(|spec| {
+        spec["linux"]["resources"]["cpu"]["quota"] = 500_000.into();
+    }));
+    assert!(
+        message.contains("5 CPUs") && message.contains("vm.max_vcpus"),
         "{message}"
     );
 }
@@ -299,7 +322,7 @@ proptest! {
     fn any_text_is_survived(text in "\\PC{0,200}") {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("config.json"), text).unwrap();
-        prop_assert!(load(folder.path(), "default", "c1", HOST).is_err());
+        prop_assert!(load(folder.path(), "default", "c1", &SIZES).is_err());
     }
 
     /// No bind source of the host reaches the guest, whatever the options.

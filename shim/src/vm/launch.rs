@@ -10,15 +10,17 @@ use std::{
 
 use async_trait::async_trait;
 use forkvm_api::{AGENT_PORT, ROOTFS_EXPORT, agent_ttrpc::AgentClient, points};
-use forkvm_config::{Config, StartMode};
-use forkvm_vmm::{
-    control::{Export, Launch, NetworkNamespace, Purpose, Request as MonitorRequest, Source},
-    template::{self, Store, TemplateSpec},
+use forkvm_config::{Class, Config};
+use forkvm_vmm::control::{
+    Export, Launch, NetworkNamespace, Purpose, Request as MonitorRequest, Source,
 };
 use tokio::time::timeout;
 use ttrpc::asynchronous::transport::Socket as TtrpcSocket;
 
-use super::{Error, Footprint, Monitor, Vm};
+use super::{
+    Error, Footprint, Monitor, Vm,
+    origin::{self, Asked, Origin},
+};
 use crate::{
     error::Error as AnyError,
     hooks::HookRunner,
@@ -26,7 +28,7 @@ use crate::{
     reaper::Reaper,
     rootfs,
     run_state::State,
-    spec::{self, Host, Network, Plan},
+    spec::{self, Network, Plan},
     timings::Points,
 };
 
@@ -66,11 +68,14 @@ impl Launcher {
         points: &mut Points,
         footprint: &mut Footprint,
     ) -> Result<Vm, AnyError> {
-        let memory = config.vm.memory_mib << 20;
-        let host = Host {
-            machine_memory: memory,
+        let plan = spec::load(&request.bundle, &self.namespace, &request.id, &config.vm)?;
+        let asked = Asked {
+            namespace: &self.namespace,
+            id: &request.id,
+            class: plan.class,
         };
-        let plan = spec::load(&request.bundle, &self.namespace, &request.id, host)?;
+        // Before anything of the container is on the host: it may be a build.
+        let origin = origin::find(config, &asked, &self.reaper).await?;
         let root = if request.rootfs.is_empty() {
             plan.root.clone()
         } else {
@@ -80,7 +85,7 @@ impl Launcher {
             target
         };
         rootfs::check_root(&root)?;
-        let mut launch = Launching::new(config, memory)?;
+        let mut launch = Launching::new(config, origin, plan.class)?;
         launch.network(&plan.network)?;
         launch.console(config, &self.namespace, &request.id)?;
         launch.exports(&root, &plan)?;
@@ -92,6 +97,8 @@ impl Launcher {
             bundle: request.bundle.clone(),
             mode: launch.mode().to_owned(),
             template: launch.template.clone(),
+            reason: launch.reason.clone(),
+            fall_back: launch.fall_back,
             shim_pid: std::process::id(),
             monitor_pid: 0,
             monitor_start: 0,
@@ -183,46 +190,40 @@ struct Launching {
     /// In the order in which the message names them.
     descriptors: Vec<OwnedFd>,
     template: String,
+    /// See [`State::reason`].
+    reason: String,
+    /// See [`State::fall_back`].
+    fall_back: bool,
 }
 
 impl Launching {
-    fn new(config: &Config, memory_bytes: u64) -> Result<Self, Error> {
-        let (source, descriptors, template) = match config.start.mode {
-            StartMode::Boot => {
+    fn new(config: &Config, origin: Origin, class: Class) -> Result<Self, Error> {
+        let (mut template, mut why, mut fell_back) = (String::new(), String::new(), false);
+        let (source, descriptors) = match origin {
+            Origin::Boot { reason, fall_back } => {
+                (why, fell_back) = (reason, fall_back);
                 let open = |path: &PathBuf| {
                     fs::File::open(path)
                         .map(OwnedFd::from)
                         .map_err(|error| Error::Open(path.clone(), error))
                 };
                 let source = Source::Boot {
-                    vcpus: config.vm.vcpus,
-                    memory_bytes,
+                    vcpus: class.vcpus,
+                    memory_bytes: class.memory_bytes(),
                     cmdline: String::new(),
                 };
                 let descriptors = vec![open(&config.paths.kernel)?, open(&config.paths.initramfs)?];
-                (source, descriptors, String::new())
+                (source, descriptors)
             }
-            StartMode::Fork => {
-                let store = Store::new(&config.paths.templates);
-                let spec = TemplateSpec {
-                    kernel: config.paths.kernel.clone(),
-                    initramfs: config.paths.initramfs.clone(),
-                    vcpus: config.vm.vcpus,
-                    memory_bytes,
-                    cmdline: String::new(),
-                };
-                let template = store
-                    .base_id(&spec)
-                    .and_then(|id| store.open(&id))
-                    .map_err(|error| no_template(&error))?;
-                let (source, borrowed) = template.source();
+            Origin::Fork(opened) => {
+                template = opened.id().to_owned();
+                let (source, borrowed) = opened.source();
                 let mut descriptors = Vec::new();
                 for fd in borrowed {
                     let copy = fd.try_clone_to_owned();
-                    descriptors
-                        .push(copy.map_err(|e| Error::Open(template.folder().to_owned(), e))?);
+                    descriptors.push(copy.map_err(|e| Error::Open(opened.folder().to_owned(), e))?);
                 }
-                (source, descriptors, template.id().to_owned())
+                (source, descriptors)
             }
         };
         let message = Launch {
@@ -236,6 +237,8 @@ impl Launching {
             message,
             descriptors,
             template,
+            reason: why,
+            fall_back: fell_back,
         })
     }
 
@@ -287,14 +290,4 @@ impl Launching {
         }
         Ok(())
     }
-}
-
-/// The store's messages say what to do, but for a file that is missing.
-fn no_template(error: &template::Error) -> Error {
-    Error::NoTemplate(match error {
-        template::Error::File { .. } => {
-            format!("{error}: is forkvm installed in whole? `forkvm check` tells what is missing")
-        }
-        _ => error.to_string(),
-    })
 }

@@ -77,7 +77,7 @@ impl Monitor {
         let events = tokio::spawn(receive(Arc::clone(&socket), progress_sender));
         let last_event = progress.clone();
         let (ended_sender, ended) = watch::channel(None);
-        let log = tokio::spawn(relay_log(child.stderr.into()));
+        let log = tokio::spawn(relay_log(child.stderr.into(), "vmm"));
         tokio::spawn(async move {
             let status = reaped.await;
             // What it said last may still wait in its socket and its log.
@@ -226,8 +226,8 @@ fn reason(progress: &Progress, status: Option<ExitStatus>, last_line: &str) -> S
     }
 }
 
-/// Passes the monitor's log on to the shim's, a line at a time; answers the last one.
-async fn relay_log(stderr: OwnedFd) -> String {
+/// Passes the log of another process, `who`, on to the shim's, a line at a time; answers the last one.
+pub(super) async fn relay_log(stderr: OwnedFd, who: &'static str) -> String {
     let Ok(mut pipe) = pipe::Receiver::from_owned_fd(stderr) else {
         return String::new();
     };
@@ -236,13 +236,13 @@ async fn relay_log(stderr: OwnedFd) -> String {
         filled += length;
         let mut begin = 0;
         while let Some(length) = buffer[begin..filled].iter().position(|byte| *byte == b'\n') {
-            last = relay_line(&buffer[begin..begin + length]);
+            last = relay_line(who, &buffer[begin..begin + length]);
             begin += length + 1;
         }
         buffer.copy_within(begin..filled, 0);
         filled -= begin;
         if filled == buffer.len() {
-            last = relay_line(&buffer);
+            last = relay_line(who, &buffer);
             filled = 0;
         }
     }
@@ -250,13 +250,13 @@ async fn relay_log(stderr: OwnedFd) -> String {
 }
 
 /// Logs one line at the level that it names.
-fn relay_line(line: &[u8]) -> String {
+fn relay_line(who: &str, line: &[u8]) -> String {
     let line = String::from_utf8_lossy(line).into_owned();
     let level = [Level::Error, Level::Warn, Level::Debug, Level::Trace]
         .into_iter()
         .find(|level| line.contains(level.as_str()))
         .unwrap_or(Level::Info);
-    log::log!(level, "vmm: {line}");
+    log::log!(level, "{who}: {line}");
     line
 }
 
@@ -289,7 +289,7 @@ mod tests {
             std::io::Write::write_all(&mut writer, &vec![b'a'; 3 * LONGEST_LINE]).unwrap();
             std::io::Write::write_all(&mut writer, b"\nWARN last\n").unwrap();
         });
-        assert_eq!(relay_log(reader.into()).await, "WARN last");
+        assert_eq!(relay_log(reader.into(), "vmm").await, "WARN last");
         writing.await.unwrap();
     }
 }

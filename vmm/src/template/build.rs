@@ -1,31 +1,36 @@
-//! Making a template: a monitor boots the guest, freezes it and writes it; then it gets its name.
+//! Building: one builder for each id, others wait for it; a template that is there is not built again, one that was
+//! half made is never seen.
 
-use std::{
-    fmt,
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
-    os::{fd::AsFd, unix::fs::OpenOptionsExt},
-    path::Path,
-    process::Stdio,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
-
-use rustix::fs::{FlockOperation, flock};
+use std::{fmt, fs, path::Path, time::Duration};
 
 use super::{
-    Error, Manifest, Store, Template, TemplateSpec,
-    digest::Stamp,
-    manifest::{self, MemoryFile, StateFile},
-    store::Identity,
-};
-use crate::{
-    control::{Event, Frozen, Launch, Monitor, NetworkNamespace, Purpose, Request, Source},
-    snapshot::state,
+    Error, Identity, Store, Template, TemplateSpec,
+    freeze::make,
+    leftovers::erase,
+    lock::Lock,
+    record::{Record, now},
 };
 
-/// Longest time from the monitor's start to the frozen template. A boot takes a second or two on
-/// hardware; software processors are some ten times slower.
-const TIMEOUT: Duration = Duration::from_secs(300);
+/// How long starts leave a build alone that has failed: what waits for one that takes long to fail would otherwise try it
+/// again, one after the other.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// Bytes that any template takes, whatever its size: the pages of a guest that has just booted.
+const LEAST_BYTES: u64 = 48 << 20;
+
+/// One part in this many of its memory is what a guest's kernel has written to look after it (64 bytes for each page).
+const SHARE: u64 = 64;
+
+/// Who asks for a build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// A container that starts: not if the template is there, or if its build has failed within the last minute.
+    Start,
+    /// An operator: not if the template is there.
+    Asked,
+    /// An operator who wants it anew, whatever is there.
+    Anew,
+}
 
 /// What a build is doing, for a display.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,217 +60,122 @@ impl fmt::Display for Progress {
 }
 
 impl Store {
-    /// Makes the base template of `spec`, or opens it if it is there and whole. `monitor` is the
-    /// monitor's program, `log` its standard error.
+    /// Makes the base template of `spec`, or opens it if it is there and can be forked.
     ///
     /// # Errors
-    /// [`Error::Build`] with the guest's last lines if the guest does not come up; files that
-    /// cannot be written.
+    /// [`Error::Build`] with the guest's last lines if the guest does not come up; [`Error::NoRoom`]; files that
+    /// cannot be written; [`Error::FailedBefore`].
     pub fn build(
         &self,
         spec: &TemplateSpec,
-        monitor: &Path,
+        attempt: Attempt,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Template, Error> {
         fs::create_dir_all(self.root()).map_err(Error::file("make", self.root()))?;
         let identity = self.identity(spec)?;
-        let _lock = self.lock(&identity.id, progress)?;
-        match self.open(&identity.id) {
-            Ok(template) => return Ok(template),
-            Err(Error::Missing { .. }) => {}
-            Err(error @ Error::Damaged { .. }) => {
-                log::warn!("{error}; building it anew");
-                self.remove(&identity.id)?;
-            }
-            Err(error) => return Err(error),
-        }
-        self.clear_leftovers(&identity.id)?;
-        let temporary =
-            self.root()
-                .join(format!(".building-{}-{}", identity.id, std::process::id()));
-        let result = make(spec, &identity, monitor, &temporary, progress).and_then(|()| {
-            let folder = self.folder(&identity.id);
-            fs::rename(&temporary, &folder).map_err(Error::file("rename", &temporary))?;
-            sync(self.root())
-        });
-        if let Err(error) = result {
-            // What is left is removed by the next build of this id, if not now.
-            let _ = fs::remove_dir_all(&temporary);
-            return Err(error);
-        }
-        self.open(&identity.id)
+        self.build_with(&identity, attempt, progress, |folder, progress| {
+            self.check_room(spec.memory_bytes)?;
+            make(spec, &identity, folder, progress)
+        })
     }
 
-    /// Takes the lock of the one builder of an id, and waits for it if need be.
-    fn lock(&self, id: &str, progress: &mut dyn FnMut(Progress)) -> Result<File, Error> {
-        let path = self.root().join(format!(".lock-{id}"));
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(Error::file("make", &path))?;
-        let result = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                progress(Progress::Waiting);
-                flock(&file, FlockOperation::LockExclusive)
-            }
-            other => other,
-        };
-        result.map_err(|errno| Error::file("lock", &path)(errno.into()))?;
-        Ok(file)
+    /// The same for a template of any making: `fill` makes the folder that it is given and everything in it.
+    pub(super) fn build_with(
+        &self,
+        identity: &Identity,
+        attempt: Attempt,
+        progress: &mut dyn FnMut(Progress),
+        fill: impl FnOnce(&Path, &mut dyn FnMut(Progress)) -> Result<(), Error>,
+    ) -> Result<Template, Error> {
+        let path = self.builder_lock(identity.id());
+        let lock = Lock::wait(&path, || progress(Progress::Waiting))
+            .map_err(Error::file("lock", &path))?;
+        let built = self.build_locked(identity, attempt, progress, fill);
+        lock.remove();
+        built
     }
 
-    /// Removes what a build of this id left that was killed. The lock is held.
-    fn clear_leftovers(&self, id: &str) -> Result<(), Error> {
-        let prefix = format!(".building-{id}-");
-        let entries = fs::read_dir(self.root()).map_err(Error::file("read", self.root()))?;
-        for entry in entries {
-            let entry = entry.map_err(Error::file("read", self.root()))?;
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                fs::remove_dir_all(entry.path()).map_err(Error::file("remove", entry.path()))?;
+    fn build_locked(
+        &self,
+        identity: &Identity,
+        attempt: Attempt,
+        progress: &mut dyn FnMut(Progress),
+        fill: impl FnOnce(&Path, &mut dyn FnMut(Progress)) -> Result<(), Error>,
+    ) -> Result<Template, Error> {
+        let id = identity.id();
+        if attempt != Attempt::Anew {
+            match self.open(identity) {
+                Ok(template) => return Ok(template),
+                Err(error) if error.needs_build() => self.found_unusable(&error),
+                Err(error) => return Err(error),
             }
         }
-        Ok(())
+        if attempt == Attempt::Start {
+            self.failed_lately(id)?;
+        }
+        // Leftovers are in nobody's way but the disk's.
+        if let Err(error) = self.sweep(Some(id)) {
+            log::warn!("{error}");
+        }
+        let folder = self.building(id);
+        let made = fill(&folder, progress).and_then(|()| self.publish(&folder, id));
+        let opened = made.and_then(|()| self.open(identity));
+        match &opened {
+            Ok(_) => self.count(|record| record.succeeded(id)),
+            Err(error) => {
+                // What is left is removed by the next sweep, if not now.
+                let _ = erase(&folder);
+                self.count(|record| record.failed(id, &error.to_string()));
+            }
+        }
+        opened
+    }
+
+    fn found_unusable(&self, error: &Error) {
+        match error {
+            Error::Damaged { .. } => self.count(|record| record.damaged += 1),
+            Error::Expired { .. } => self.count(|record| record.expired += 1),
+            _ => return,
+        }
+        log::warn!("{error}; building it anew");
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Record)) {
+        if let Some(record) = self.record() {
+            record.change(change);
+        }
+    }
+
+    fn failed_lately(&self, id: &str) -> Result<(), Error> {
+        // Without a record nothing is known to have failed.
+        let record = self.record().and_then(|record| record.read().ok());
+        match record.and_then(|mut record| record.failures.remove(id)) {
+            Some(failure) if now().abs_diff(failure.at) < RETRY.as_secs() => {
+                Err(Error::FailedBefore {
+                    seconds: now().abs_diff(failure.at),
+                    reason: failure.reason,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A guest whose memory's file system is full dies without a word, so that is asked before.
+    fn check_room(&self, memory_bytes: u64) -> Result<(), Error> {
+        let stat = rustix::fs::statvfs(self.root())
+            .map_err(|errno| Error::file("read", self.root())(errno.into()))?;
+        let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let needed = LEAST_BYTES + memory_bytes / SHARE;
+        if available >= needed {
+            return Ok(());
+        }
+        Err(Error::NoRoom {
+            root: self.root().to_owned(),
+            available_mib: available >> 20,
+            needed_mib: needed.div_ceil(1 << 20),
+        })
     }
 }
 
-fn create(path: &Path) -> Result<File, Error> {
-    OpenOptions::new()
-        .create_new(true)
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(Error::file("make", path))
-}
-
-fn sync(path: &Path) -> Result<(), Error> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::file("sync", path))
-}
-
-/// Fills the folder `temporary` with a whole template.
-fn make(
-    spec: &TemplateSpec,
-    identity: &Identity,
-    monitor: &Path,
-    temporary: &Path,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<(), Error> {
-    fs::create_dir(temporary).map_err(Error::file("make", temporary))?;
-    let memory = create(&temporary.join("memory"))?;
-    let state = create(&temporary.join("state"))?;
-    let mut console = create(&temporary.join("console"))?;
-    let frozen = boot_and_freeze(spec, monitor, &memory, &state, &mut console, progress)?;
-    progress(Progress::Publishing);
-    drop(console);
-    fs::remove_file(temporary.join("console")).map_err(Error::file("remove", temporary))?;
-    let bytes = state::read(&state).map_err(|error| Error::Build(format!("the state: {error}")))?;
-    let snapshot =
-        state::parse(&bytes).map_err(|error| Error::Build(format!("the state: {error}")))?;
-    let checksum = crate::memory::checksum(&memory, &snapshot.memory.segments)
-        .map_err(Error::file("read", temporary.join("memory")))?;
-    let created = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    let metadata = memory
-        .metadata()
-        .map_err(Error::file("read", temporary.join("memory")))?;
-    let manifest = Manifest {
-        version: manifest::VERSION,
-        id: identity.id.clone(),
-        digest: identity.digest.clone(),
-        created,
-        inputs: identity.inputs.clone(),
-        machine: identity.machine.clone(),
-        memory: MemoryFile {
-            stamp: Stamp::from(&metadata),
-            data_bytes: frozen.data_bytes,
-            checksum,
-        },
-        state: StateFile {
-            bytes: bytes.len() as u64,
-            checksum: crc32fast::hash(&bytes),
-        },
-    };
-    let path = temporary.join("manifest.json");
-    let mut file = create(&path)?;
-    serde_json::to_writer_pretty(&mut file, &manifest)
-        .map_err(io::Error::from)
-        .and_then(|()| file.write_all(b"\n"))
-        .and_then(|()| file.sync_all())
-        .map_err(Error::file("write", &path))?;
-    sync(temporary)
-}
-
-/// Runs the monitor to the end of the freeze. When this returns the monitor has exited, so
-/// nobody maps the memory file for writing any more.
-fn boot_and_freeze(
-    spec: &TemplateSpec,
-    program: &Path,
-    memory: &File,
-    state: &File,
-    console: &mut File,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Frozen, Error> {
-    let kernel = File::open(&spec.kernel).map_err(Error::file("open", &spec.kernel))?;
-    let initramfs = File::open(&spec.initramfs).map_err(Error::file("open", &spec.initramfs))?;
-    let deadline = Instant::now() + TIMEOUT;
-    let monitor = Monitor::spawn(program, Stdio::inherit())?;
-    monitor.send(
-        &Request::Launch(Launch {
-            source: Source::Boot {
-                vcpus: spec.vcpus,
-                memory_bytes: spec.memory_bytes,
-                cmdline: spec.cmdline.clone(),
-            },
-            purpose: Purpose::Freeze,
-            network_namespace: NetworkNamespace::New,
-            console: true,
-            exports: Vec::new(),
-        }),
-        &[
-            kernel.as_fd(),
-            initramfs.as_fd(),
-            memory.as_fd(),
-            state.as_fd(),
-            console.as_fd(),
-        ],
-    )?;
-    progress(Progress::Booting);
-    let failure = loop {
-        match monitor.receive_before(deadline)? {
-            Some(Event::AgentListening) => progress(Progress::Freezing),
-            Some(Event::Progress { step }) => progress(Progress::Step(step)),
-            Some(Event::Frozen(frozen)) => {
-                let status = monitor.close()?;
-                if !status.success() {
-                    return Err(Error::Build(format!("the monitor ended with {status}")));
-                }
-                return Ok(frozen);
-            }
-            Some(Event::Failed { message, .. }) => break message,
-            Some(Event::Stopped { reason }) => break format!("the guest stopped: {reason}"),
-            Some(Event::Running { .. } | Event::Paused | Event::Resumed) => {}
-            None => break "the monitor ended without a word, see its log".to_owned(),
-        }
-    };
-    let tail = tail(console).unwrap_or_default();
-    Err(Error::Build(if tail.is_empty() {
-        failure
-    } else {
-        format!("{failure}; the guest's last lines:\n{tail}")
-    }))
-}
-
-/// The last kilobyte of the console.
-fn tail(console: &mut File) -> io::Result<String> {
-    let length = console.metadata()?.len();
-    console.seek(SeekFrom::Start(length.saturating_sub(1024)))?;
-    let mut bytes = Vec::new();
-    console.take(1024).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
-}
+#[cfg(test)]
+mod tests;

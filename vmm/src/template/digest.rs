@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Error, Machine};
+use super::{Error, Machine, lock::Lock};
 
 /// Lower-case hexadecimal digits of `bytes`.
 pub fn hex(bytes: &[u8]) -> String {
@@ -104,10 +104,13 @@ impl Cache {
 
     /// Writes the cache beside itself and renames it. Two writers at once: the last wins.
     pub(super) fn save(&self, root: &Path) -> io::Result<()> {
-        let temporary = root.join(format!(".digests-{}.json", std::process::id()));
+        let path = Self::path(root);
+        // What is renamed over the locked file is unlocked, so the lock goes with it.
+        let _lock = Lock::wait(&path, || {})?;
+        let temporary = root.join(".digests.json.new");
         let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(temporary, Self::path(root))
+        fs::rename(temporary, path)
     }
 
     /// Digest of a file and whether it had to be read.

@@ -2,10 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(doc)]
+use super::Domain;
 use super::{Machine, digest::Stamp};
 
 /// Version of the manifest's format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// What every version of the format has.
+#[derive(Debug, Deserialize)]
+pub(super) struct Versioned {
+    pub(super) version: u32,
+}
 
 /// The manifest of a template.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +43,12 @@ pub struct Manifest {
 pub struct Inputs {
     /// SHA-256 of the guest kernel.
     pub kernel: String,
-    /// SHA-256 of the initramfs.
+    /// SHA-256 of the initramfs, which holds the agent.
     pub initramfs: String,
+    /// SHA-256 of the monitor's program.
+    pub monitor: String,
+    /// Whose containers may be forked from it, as [`Domain`] is written.
+    pub domain: String,
     /// Added to the kernel's command line.
     pub cmdline: String,
     /// Number of vCPUs.
@@ -47,7 +59,7 @@ pub struct Inputs {
     pub state_version: u32,
 }
 
-/// The memory file. A start checks the stamp; `forkvm template inspect` the checksum.
+/// The memory file. A start checks the stamp; `forkvm template verify` the checksum.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryFile {

@@ -3,39 +3,41 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use rustix::fs::{FlockOperation, flock};
-use sha2::{Digest, Sha256};
+use rustix::{
+    fs::{
+        FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock, futimens,
+        openat,
+    },
+    io::Errno,
+};
 
 use super::{
-    Error, Machine, Manifest, TemplateSpec,
-    digest::{Cache, Stamp, hex},
-    manifest::{self, Inputs},
+    Error, Identity, Limits, Machine, Manifest, RecordFile, TemplateSpec,
+    digest::Stamp,
+    identity::{check_id, digest},
+    lock::uninterrupted,
+    manifest::{self, Versioned},
+    record::now,
 };
 use crate::{control::Source, snapshot::state};
 
-/// Digits of an id.
-const ID_DIGITS: usize = 16;
-
 /// Upper bound of a manifest's length in bytes.
 const MAX_MANIFEST: u64 = 64 * 1024;
+
+/// Seconds of a day.
+const DAY: u64 = 24 * 60 * 60;
 
 /// A folder of templates.
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
-}
-
-/// Digest of a template and what went into it.
-#[derive(Clone, Debug)]
-pub(super) struct Identity {
-    pub(super) id: String,
-    pub(super) digest: String,
-    pub(super) inputs: Inputs,
-    pub(super) machine: Machine,
+    limits: Limits,
+    record: Option<RecordFile>,
 }
 
 /// An open template. While it, or a monitor that was given its descriptors, lives, the template
@@ -43,15 +45,35 @@ pub(super) struct Identity {
 #[derive(Debug)]
 pub struct Template {
     manifest: Manifest,
-    folder: PathBuf,
+    path: PathBuf,
+    folder: OwnedFd,
     memory: File,
     state: File,
 }
 
 impl Store {
-    /// The store in the folder `root`, which is made at the first build.
+    /// The store in the folder `root`, which is made at the first build; without limits, and nothing is counted.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            limits: Limits::default(),
+            record: None,
+        }
+    }
+
+    /// The same store with limits.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// The same store, which counts what happens in `record`.
+    #[must_use]
+    pub fn with_record(self, record: RecordFile) -> Self {
+        Self {
+            record: Some(record),
+            ..self
+        }
     }
 
     /// The store's folder.
@@ -59,111 +81,110 @@ impl Store {
         &self.root
     }
 
-    /// Id of the base template that `spec` makes on this machine, whether it exists or not. Reads
-    /// the kernel and the initramfs only if they changed since the last time.
-    ///
-    /// # Errors
-    /// A missing kernel or initramfs; KVM that cannot be used.
-    pub fn base_id(&self, spec: &TemplateSpec) -> Result<String, Error> {
-        Ok(self.identity(spec)?.id)
+    /// Its limits.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
-    pub(super) fn identity(&self, spec: &TemplateSpec) -> Result<Identity, Error> {
-        let mut cache = Cache::load(&self.root);
-        let (kernel, kernel_read) = cache.file(&spec.kernel)?;
-        let (initramfs, initramfs_read) = cache.file(&spec.initramfs)?;
-        let (machine, asked) = cache.machine()?;
-        if (kernel_read || initramfs_read || asked) && self.root.is_dir() {
-            // The cache saves time; a store that cannot be written to works without it.
-            if let Err(error) = cache.save(&self.root) {
-                log::warn!("cannot keep digests in {}: {error}", self.root.display());
-            }
-        }
-        let inputs = Inputs {
-            kernel,
-            initramfs,
-            cmdline: spec.cmdline.clone(),
-            vcpus: spec.vcpus,
-            memory_bytes: spec.memory_bytes,
-            state_version: state::VERSION,
-        };
-        let digest = digest(&inputs, &machine);
-        Ok(Identity {
-            id: digest[..ID_DIGITS].to_owned(),
-            digest,
-            inputs,
-            machine,
-        })
+    /// Where it counts.
+    pub fn record(&self) -> Option<&RecordFile> {
+        self.record.as_ref()
     }
 
     pub(super) fn folder(&self, id: &str) -> PathBuf {
         self.root.join(id)
     }
 
-    /// Opens a template for a fork: checks that it fits this machine, that the memory file is the
-    /// one that was published (inode, size, times), and the state's checksum.
+    pub(super) fn missing(&self, id: &str) -> Error {
+        Error::Missing {
+            id: id.to_owned(),
+            root: self.root.clone(),
+        }
+    }
+
+    /// Opens the template of `spec` for a fork: checks that it fits this machine and is not too old, that the memory file
+    /// is the one that was published (inode, size, times), and the state's checksum. Notes that it was used.
     ///
     /// # Errors
-    /// [`Error::Missing`], [`Error::Damaged`], [`Error::OtherMachine`].
-    pub fn open(&self, id: &str) -> Result<Template, Error> {
-        let template = self.inspect(id)?;
-        let (machine, _) = Cache::load(&self.root).machine()?;
-        if let Some(what) = template.manifest.machine.difference(&machine) {
-            return Err(Error::OtherMachine {
-                id: id.to_owned(),
-                what,
-            });
+    /// Those for which [`Error::needs_build`] is true; a guest image that is missing; KVM that cannot be used.
+    pub fn fork(&self, spec: &TemplateSpec) -> Result<Template, Error> {
+        let template = self.open(&self.identity(spec)?)?;
+        // Which template goes first is not worth a container: the store may be read-only.
+        if let Err(errno) = template.mark_used() {
+            log::debug!("template {}: its use is not noted: {errno}", template.id());
         }
         Ok(template)
     }
 
-    /// Opens a template to look at it, whatever machine it fits.
+    /// The same without a fork in mind: nothing is noted.
     ///
     /// # Errors
-    /// [`Error::Missing`], [`Error::Damaged`].
+    /// Those for which [`Error::needs_build`] is true.
+    pub fn open(&self, identity: &Identity) -> Result<Template, Error> {
+        let template = self.inspect(&identity.id)?;
+        template.fits(&identity.machine)?;
+        template.is_fresh(self.limits.age, now())?;
+        Ok(template)
+    }
+
+    /// Opens a template to look at it, whatever machine it fits and however old it is.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Damaged`], [`Error::Outdated`] if it has another format.
     pub fn inspect(&self, id: &str) -> Result<Template, Error> {
         check_id(id)?;
-        let folder = self.folder(id);
+        let path = self.folder(id);
         let damaged = |what: String| Error::Damaged {
             id: id.to_owned(),
             what,
         };
+        let outdated = |what: String| Error::Outdated {
+            id: id.to_owned(),
+            what,
+        };
+        // All files are those of one folder, even if another is published meanwhile.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder =
+            rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| match errno {
+                Errno::NOENT => self.missing(id),
+                _ => Error::file("open", &path)(errno.into()),
+            })?;
         let open = |name: &str| {
-            let path = folder.join(name);
-            File::open(&path).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound if !folder.exists() => Error::Missing {
-                    id: id.to_owned(),
-                    root: self.root.clone(),
-                },
-                io::ErrorKind::NotFound => damaged(format!("{name} is missing")),
-                _ => Error::file("open", path)(error),
+            let opened = openat(
+                &folder,
+                name,
+                OFlags::RDONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            );
+            opened.map(File::from).map_err(|errno| match errno {
+                // Taken away while we looked.
+                Errno::NOENT if !is_at(&folder, &path) => self.missing(id),
+                Errno::NOENT => damaged(format!("{name} is missing")),
+                _ => Error::file("open", path.join(name))(errno.into()),
             })
         };
         let memory = open("memory")?;
-        // Taken before anything is believed: from here on the template cannot be removed.
-        match flock(&memory, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(Error::Missing {
-                    id: id.to_owned(),
-                    root: self.root.clone(),
-                });
-            }
-            Err(errno) => {
-                return Err(Error::file("lock", folder.join("memory"))(errno.into()));
-            }
-        }
+        // Taken before anything is believed: from here on the template cannot be removed. Others hold it alone for the
+        // moment that it takes to rename a folder.
+        uninterrupted(|| flock(&memory, FlockOperation::LockShared))
+            .map_err(|errno| Error::file("lock", path.join("memory"))(errno.into()))?;
         let mut text = Vec::new();
         open("manifest.json")?
             .take(MAX_MANIFEST)
             .read_to_end(&mut text)
-            .map_err(Error::file("read", folder.join("manifest.json")))?;
-        let manifest: Manifest = serde_json::from_slice(&text)
-            .map_err(|error| damaged(format!("manifest.json: {error}")))?;
-        if manifest.version != manifest::VERSION || manifest.id != id {
-            return Err(damaged(
-                "manifest.json is of another template or version".into(),
-            ));
+            .map_err(Error::file("read", path.join("manifest.json")))?;
+        let unreadable = |error| damaged(format!("manifest.json: {error}"));
+        let format: Versioned = serde_json::from_slice(&text).map_err(unreadable)?;
+        if format.version != manifest::VERSION {
+            return Err(outdated(format!(
+                "its manifest has version {}, this forkvm writes {}",
+                format.version,
+                manifest::VERSION
+            )));
+        }
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(unreadable)?;
+        if manifest.id != id {
+            return Err(damaged("manifest.json is of another template".into()));
         }
         if manifest.digest != digest(&manifest.inputs, &manifest.machine)
             || !manifest.digest.starts_with(id)
@@ -171,18 +192,15 @@ impl Store {
             return Err(damaged("the digest in manifest.json differs".into()));
         }
         if manifest.inputs.state_version != state::VERSION {
-            return Err(Error::OtherMachine {
-                id: id.to_owned(),
-                what: format!(
-                    "state format {}, this monitor has {}",
-                    manifest.inputs.state_version,
-                    state::VERSION
-                ),
-            });
+            return Err(outdated(format!(
+                "its state has format {}, this monitor has {}",
+                manifest.inputs.state_version,
+                state::VERSION
+            )));
         }
         let metadata = memory
             .metadata()
-            .map_err(Error::file("read", folder.join("memory")))?;
+            .map_err(Error::file("read", path.join("memory")))?;
         if Stamp::from(&metadata) != manifest.memory.stamp {
             return Err(damaged(
                 "memory was changed or copied since it was made".into(),
@@ -197,6 +215,7 @@ impl Store {
         }
         Ok(Template {
             manifest,
+            path,
             folder,
             memory,
             state,
@@ -208,22 +227,25 @@ impl Store {
     /// # Errors
     /// A store that cannot be read; one that does not exist is empty.
     pub fn list(&self) -> Result<Vec<String>, Error> {
+        let mut ids = self.names()?;
+        ids.retain(|name| check_id(name).is_ok());
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Names of everything in the store's folder.
+    pub(super) fn names(&self) -> Result<Vec<String>, Error> {
         let entries = match fs::read_dir(&self.root) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(Error::file("read", &self.root)(error)),
         };
-        let mut ids = Vec::new();
+        let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(Error::file("read", &self.root))?;
-            if let Ok(name) = entry.file_name().into_string()
-                && check_id(&name).is_ok()
-            {
-                ids.push(name);
-            }
+            names.extend(entry.file_name().into_string());
         }
-        ids.sort();
-        Ok(ids)
+        Ok(names)
     }
 
     /// Removes a template, damaged or not.
@@ -232,32 +254,49 @@ impl Store {
     /// [`Error::Missing`], [`Error::InUse`].
     pub fn remove(&self, id: &str) -> Result<(), Error> {
         check_id(id)?;
-        let folder = self.folder(id);
-        if !folder.is_dir() {
-            return Err(Error::Missing {
-                id: id.to_owned(),
-                root: self.root.clone(),
-            });
+        if !self.folder(id).is_dir() {
+            return Err(self.missing(id));
         }
-        // Held until the end, so nobody opens what is being taken away.
-        let _lock = match File::open(folder.join("memory")) {
-            Ok(memory) => {
-                flock(&memory, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
-                    match errno {
-                        rustix::io::Errno::WOULDBLOCK => Error::InUse { id: id.to_owned() },
-                        _ => Error::file("lock", folder.join("memory"))(errno.into()),
-                    }
-                })?;
-                Some(memory)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(Error::file("open", folder.join("memory"))(error)),
+        let grave = {
+            let _changes = self.lock_changes()?;
+            let _unused = self
+                .unused(id)?
+                .ok_or_else(|| Error::InUse { id: id.to_owned() })?;
+            self.bury(id)?
         };
-        let grave = self
-            .root
-            .join(format!(".removing-{id}-{}", std::process::id()));
-        fs::rename(&folder, &grave).map_err(Error::file("remove", &folder))?;
-        fs::remove_dir_all(&grave).map_err(Error::file("remove", &grave))
+        super::leftovers::erase(&grave)
+    }
+
+    /// The lock of whoever takes templates out of the store or puts them in: nobody else then holds one's memory alone.
+    pub(super) fn lock_changes(&self) -> Result<File, Error> {
+        let root = File::open(&self.root).map_err(Error::file("open", &self.root))?;
+        uninterrupted(|| flock(&root, FlockOperation::LockExclusive))
+            .map_err(|errno| Error::file("lock", &self.root)(errno.into()))?;
+        Ok(root)
+    }
+
+    /// Locks a template's memory for the caller alone, if no child lives; whoever opens it then waits. The store is
+    /// locked. A template without memory, which is damaged, is in nobody's use: then `Some(None)`.
+    pub(super) fn unused(&self, id: &str) -> Result<Option<Option<File>>, Error> {
+        let path = self.folder(id).join("memory");
+        let memory = match File::open(&path) {
+            Ok(memory) => memory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(None)),
+            Err(error) => return Err(Error::file("open", path)(error)),
+        };
+        match flock(&memory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Some(memory))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(Error::file("lock", path)(errno.into())),
+        }
+    }
+}
+
+/// Whether an open folder is still the one at `path`.
+fn is_at(folder: &OwnedFd, path: &Path) -> bool {
+    match (rustix::fs::fstat(folder), rustix::fs::stat(path)) {
+        (Ok(held), Ok(named)) => (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino),
+        _ => false,
     }
 }
 
@@ -274,7 +313,41 @@ impl Template {
 
     /// Its folder.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        &self.path
+    }
+
+    /// Whether it can be forked on `machine`.
+    fn fits(&self, machine: &Machine) -> Result<(), Error> {
+        let id = self.manifest.id.clone();
+        match self.manifest.machine.difference(machine) {
+            Some(what) => Err(Error::Outdated { id, what }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it is at most `age` old `now`, in seconds since 1970.
+    pub(super) fn is_fresh(&self, age: Option<Duration>, now: u64) -> Result<(), Error> {
+        // One that was made in a far future is as old as nobody knows: the clock was set back.
+        let old = now.abs_diff(self.manifest.created);
+        if age.is_some_and(|most| old > most.as_secs()) {
+            return Err(Error::Expired {
+                id: self.manifest.id.clone(),
+                days: old / DAY,
+            });
+        }
+        Ok(())
+    }
+
+    /// Sets the time of its last use to now.
+    fn mark_used(&self) -> Result<(), Errno> {
+        let at = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+        futimens(
+            &self.folder,
+            &Timestamps {
+                last_access: at(UTIME_OMIT),
+                last_modification: at(UTIME_NOW),
+            },
+        )
     }
 
     /// The source of a launch that forks it, and the descriptors that go with it.
@@ -299,7 +372,7 @@ impl Template {
         let bytes = state::read(&self.state).map_err(|error| damaged(&error.to_string()))?;
         let snapshot = state::parse(&bytes).map_err(|error| damaged(&error.to_string()))?;
         let checksum = crate::memory::checksum(&self.memory, &snapshot.memory.segments)
-            .map_err(Error::file("read", self.folder.join("memory")))?;
+            .map_err(Error::file("read", self.path.join("memory")))?;
         if checksum == self.manifest.memory.checksum {
             Ok(())
         } else {
@@ -308,36 +381,5 @@ impl Template {
     }
 }
 
-fn check_id(id: &str) -> Result<(), Error> {
-    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    if id.len() == ID_DIGITS && id.bytes().all(digit) {
-        Ok(())
-    } else {
-        Err(Error::BadId { id: id.to_owned() })
-    }
-}
-
-/// SHA-256 over everything that makes two templates differ, each part with its length.
-fn digest(inputs: &Inputs, machine: &Machine) -> String {
-    let mut hash = Sha256::new();
-    let parts = [
-        inputs.kernel.as_str(),
-        &inputs.initramfs,
-        &inputs.cmdline,
-        &inputs.vcpus.to_string(),
-        &inputs.memory_bytes.to_string(),
-        &inputs.state_version.to_string(),
-        &machine.cpuid,
-        &machine.microcode,
-        &machine.kernel_release,
-        &machine.tsc_step().to_string(),
-    ];
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    hex(&hash.finalize())
-}
-
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

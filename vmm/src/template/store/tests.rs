@@ -1,61 +1,17 @@
-use std::{fs, os::unix::fs::FileExt};
+use std::os::unix::fs::FileExt;
 
 use tempfile::TempDir;
 
 use super::*;
-use crate::template::manifest::{MemoryFile, StateFile};
-
-const STATE: &[u8] = b"any bytes: opening compares the checksum";
+use crate::template::testing::{STATE, fill, identity, manifest, write_manifest};
 
 /// A store with one template whose files fit each other.
-fn store() -> (TempDir, Store, String) {
+fn store() -> (TempDir, Store, Identity) {
     let root = tempfile::tempdir().unwrap();
-    let inputs = Inputs {
-        kernel: "k".into(),
-        initramfs: "i".into(),
-        cmdline: String::new(),
-        vcpus: 2,
-        memory_bytes: 1 << 30,
-        state_version: state::VERSION,
-    };
-    let machine = machine();
-    let digest = digest(&inputs, &machine);
-    let id = digest[..ID_DIGITS].to_owned();
-    let folder = root.path().join(&id);
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("memory"), "memory").unwrap();
-    fs::write(folder.join("state"), STATE).unwrap();
-    let manifest = Manifest {
-        version: manifest::VERSION,
-        id: id.clone(),
-        digest,
-        created: 0,
-        inputs,
-        machine,
-        memory: MemoryFile {
-            stamp: Stamp::of(&folder.join("memory")).unwrap(),
-            data_bytes: 6,
-            checksum: 0,
-        },
-        state: StateFile {
-            bytes: STATE.len() as u64,
-            checksum: crc32fast::hash(STATE),
-        },
-    };
-    let text = serde_json::to_vec(&manifest).unwrap();
-    fs::write(folder.join("manifest.json"), text).unwrap();
+    let identity = identity("host");
+    fill(&identity, &root.path().join(identity.id()), 6).unwrap();
     let store = Store::new(root.path());
-    (root, store, id)
-}
-
-fn machine() -> Machine {
-    Machine {
-        cpu_model: "a processor".into(),
-        cpuid: "c".into(),
-        microcode: "0x1".into(),
-        tsc_khz: 2_000_000,
-        kernel_release: "6.12".into(),
-    }
+    (root, store, identity)
 }
 
 fn message(result: Result<Template, Error>) -> String {
@@ -63,16 +19,23 @@ fn message(result: Result<Template, Error>) -> String {
 }
 
 #[test]
-fn a_whole_template_is_listed_and_inspected() {
-    let (root, store, id) = store();
+fn a_whole_template_is_listed_and_opened() {
+    let (root, store, identity) = store();
     fs::create_dir(root.path().join(".building-0123456789abcdef-7")).unwrap();
     fs::write(root.path().join(".digests.json"), "{}").unwrap();
-    assert_eq!(store.list().unwrap(), [id.as_str()]);
-    let template = store.inspect(&id).unwrap();
+    let id = identity.id();
+    assert_eq!(store.list().unwrap(), [id]);
+    let template = store.inspect(id).unwrap();
     assert_eq!(template.id(), id);
     assert_eq!(template.manifest().inputs.vcpus, 2);
     let (source, _) = template.source();
-    assert_eq!(source, Source::Fork { template: id });
+    assert_eq!(
+        source,
+        Source::Fork {
+            template: id.into()
+        }
+    );
+    store.open(&identity).unwrap();
 }
 
 #[test]
@@ -126,80 +89,112 @@ fn each_damage_is_named_and_says_what_to_do() {
         }),
     ];
     for (expected, damage) in cases {
-        let (root, store, id) = store();
-        damage(&root.path().join(&id));
-        let text = message(store.inspect(&id));
+        let (root, store, identity) = store();
+        let id = identity.id();
+        damage(&root.path().join(id));
+        let error = store.open(&identity).unwrap_err();
+        assert!(error.needs_build());
+        let text = error.to_string();
         assert!(text.contains(expected), "{text}");
         assert!(
             text.contains(&format!("template {id} is damaged"))
-                && text.ends_with("run `forkvm template build base`"),
+                && text.ends_with("run `forkvm template build`"),
             "{text}"
         );
-        store.remove(&id).unwrap();
+        store.remove(id).unwrap();
         assert!(store.list().unwrap().is_empty());
     }
 }
 
 #[test]
+fn a_template_of_another_version_or_machine_is_outdated() {
+    let (root, store, here) = store();
+    let folder = root.path().join(here.id());
+    let whole = manifest(&here, &folder);
+    let mut older = whole.clone();
+    older.version -= 1;
+    write_manifest(&folder, &older);
+    let text = message(store.inspect(here.id()));
+    assert!(text.contains("its manifest has version"), "{text}");
+    write_manifest(&folder, &whole);
+    let mut moved = here.clone();
+    moved.machine.kernel_release = "6.13".into();
+    let text = message(store.open(&moved));
+    assert!(
+        text.contains("made under Linux 6.12, this is 6.13"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_template_is_forked_until_its_age_limit() {
+    let (root, store, identity) = store();
+    let folder = root.path().join(identity.id());
+    let mut manifest = manifest(&identity, &folder);
+    let limited = store.clone().with_limits(Limits {
+        age: Some(Duration::from_secs(2 * DAY)),
+        ..Limits::default()
+    });
+    limited.open(&identity).unwrap();
+    // Too old, and made in the future: then nobody knows how old it is.
+    for created in [now() - 2 * DAY - 60, now() + 3 * DAY] {
+        manifest.created = created;
+        write_manifest(&folder, &manifest);
+        let error = limited.open(&identity).unwrap_err();
+        assert!(error.needs_build());
+        let text = error.to_string();
+        assert!(
+            text.contains(" days old") && text.contains("max_age_days"),
+            "{text}"
+        );
+        store.open(&identity).unwrap();
+    }
+}
+
+#[test]
 fn a_template_in_use_is_not_removed() {
-    let (_root, store, id) = store();
-    let template = store.inspect(&id).unwrap();
-    assert!(matches!(store.remove(&id), Err(Error::InUse { .. })));
+    let (_root, store, identity) = store();
+    let id = identity.id();
+    let template = store.inspect(id).unwrap();
+    assert!(matches!(store.remove(id), Err(Error::InUse { .. })));
     // A monitor holds the same description of the file.
     let (_, [memory, _]) = template.source();
     let held = memory.try_clone_to_owned().unwrap();
     drop(template);
-    assert!(matches!(store.remove(&id), Err(Error::InUse { .. })));
+    assert!(matches!(store.remove(id), Err(Error::InUse { .. })));
     drop(held);
-    store.remove(&id).unwrap();
-    assert!(matches!(store.inspect(&id), Err(Error::Missing { .. })));
+    store.remove(id).unwrap();
+    assert!(matches!(store.inspect(id), Err(Error::Missing { .. })));
+    assert_eq!(store.names().unwrap(), [""; 0]);
 }
 
 #[test]
-fn another_machine_is_told_by_what_differs() {
-    let here = machine();
-    assert_eq!(here.difference(&here), None);
-    type Change = fn(&mut Machine);
-    let changes: [(&str, Change); 4] = [
-        ("processor", |machine| machine.cpuid.push('x')),
-        ("processor", |machine| machine.microcode.push('1')),
-        ("Linux 6.12, this is 6.13", |machine| {
-            machine.kernel_release = "6.13".into();
-        }),
-        ("2000000 kHz, this has 2100000 kHz", |machine| {
-            machine.tsc_khz = 2_100_000;
-        }),
-    ];
-    for (expected, change) in changes {
-        let mut other = here.clone();
-        change(&mut other);
-        let text = here.difference(&other).unwrap();
-        assert!(text.contains(expected), "{text}");
-    }
+fn what_is_open_is_of_one_folder_whatever_comes_after_it() {
+    let (root, store, identity) = store();
+    let path = root.path().join(identity.id());
+    let folder = OwnedFd::from(File::open(&path).unwrap());
+    assert!(is_at(&folder, &path));
+    let template = store.inspect(identity.id()).unwrap();
+    fs::remove_dir_all(&path).unwrap();
+    assert!(!is_at(&folder, &path));
+    fill(&identity, &path, 6).unwrap();
+    assert!(!is_at(&folder, &path));
+    let (_, [memory, _]) = template.source();
+    assert_eq!(rustix::fs::fstat(memory).unwrap().st_nlink, 0);
 }
 
 #[test]
-fn everything_that_differs_gives_another_id() {
-    let (_root, store, id) = store();
-    let manifest = store.inspect(&id).unwrap().manifest().clone();
-    let (inputs, machine) = (manifest.inputs, manifest.machine);
-    let first = digest(&inputs, &machine);
-    let input_changes: [fn(&mut Inputs); 6] = [
-        |inputs| inputs.kernel.push('x'),
-        |inputs| inputs.initramfs.push('x'),
-        |inputs| inputs.cmdline.push('x'),
-        |inputs| inputs.vcpus += 1,
-        |inputs| inputs.memory_bytes += 1,
-        |inputs| inputs.state_version += 1,
-    ];
-    for change in input_changes {
-        let mut other = inputs.clone();
-        change(&mut other);
-        assert_ne!(digest(&other, &machine), first);
-    }
-    // Parts do not run into each other.
-    let mut shifted = inputs.clone();
-    shifted.kernel = "ki".into();
-    shifted.initramfs = String::new();
-    assert_ne!(digest(&shifted, &machine), first);
+fn a_use_is_noted() {
+    let (root, store, identity) = store();
+    let folder = root.path().join(identity.id());
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    let times = fs::FileTimes::new().set_modified(long_ago);
+    File::open(&folder).unwrap().set_times(times).unwrap();
+    let template = store.open(&identity).unwrap();
+    template.mark_used().unwrap();
+    let after = fs::metadata(&folder).unwrap().modified().unwrap();
+    assert!(after > long_ago + Duration::from_secs(1000));
+    // The template itself is as it was.
+    drop(template);
+    store.open(&identity).unwrap();
 }
