@@ -46,7 +46,7 @@ pub enum Error {
     #[error("cannot isolate the monitor: {0}")]
     Process(#[from] process::Error),
     /// A template that cannot be forked.
-    #[error("template {id} cannot be forked ({source}): run `forkvm template build base`")]
+    #[error("template {id} cannot be forked ({source}): run `forkvm template build --force`")]
     Template {
         /// Its id.
         id: String,

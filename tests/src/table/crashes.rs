@@ -24,7 +24,7 @@ pub(super) fn cases() -> Vec<Case> {
     .collect()
 }
 
-fn kill(pid: u32) -> Result<(), Failure> {
+pub(super) fn kill(pid: u32) -> Result<(), Failure> {
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let process = process.ok_or_else(|| Failure::new(format!("{pid} is no process id")))?;
     kill_process(process, Signal::KILL)

@@ -12,6 +12,7 @@ mod isolation;
 mod processes;
 mod refusals;
 mod tasks;
+mod templates;
 mod terminals;
 
 use crate::case::Case;
@@ -28,6 +29,7 @@ pub fn cases() -> Vec<Case> {
         identity::cases(),
         docker::cases(),
         refusals::cases(),
+        templates::cases(),
         crashes::cases(),
     ]
     .concat()

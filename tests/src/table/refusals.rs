@@ -99,7 +99,6 @@ pub(super) fn cases() -> Vec<Case> {
     let scenarios = [
         scenario("refused/host-pid-namespace", host_pid).forkvm_only(NO_NAMESPACES),
         scenario("refused/no-template", no_template).forkvm_only(NO_TEMPLATES),
-        scenario("refused/damaged-template", damaged_template).forkvm_only(NO_TEMPLATES),
         scenario("refused/no-kvm", no_kvm).forkvm_only("runc needs no KVM"),
         scenario("refused/configuration-with-a-mistake", bad_configuration)
             .forkvm_only("the configuration is forkvm's"),
@@ -131,38 +130,11 @@ fn host_pid(scene: &Scene<'_>) -> Result<(), Failure> {
 
 fn no_template(scene: &Scene<'_>) -> Result<(), Failure> {
     let folder = scene.path_text("templates");
-    let _config = ConfigFile::with(&format!("[paths]\ntemplates = \"{folder}\"\n"))?;
-    scene
-        .run(&plain().refused(["template", "forkvm template build base"]))
-        .map(drop)
-}
-
-/// A copy of the real template, with one byte of its state changed.
-fn damaged_template(scene: &Scene<'_>) -> Result<(), Failure> {
-    let config = forkvm_config::Config::load().map_err(|error| Failure::new(error.to_string()))?;
-    let store = config.paths.templates.display().to_string();
-    let copy = scene.path_text("templates");
-    scene.ok(["cp", "--archive", "--sparse=always", &store, &copy])?;
-    let mut damaged = 0;
-    for entry in fs::read_dir(&copy).map_err(Failure::io(&copy))?.flatten() {
-        let state = entry.path().join("state");
-        if let Ok(mut bytes) = fs::read(&state) {
-            let middle = bytes.len() / 2;
-            bytes[middle] ^= 1;
-            fs::write(&state, bytes).map_err(Failure::io(state.display()))?;
-            damaged += 1;
-        }
-    }
-    if damaged == 0 {
-        return Err(Failure::new(format!("no template in {store}")));
-    }
-    // The same machine, or it would be another template.
     let _config = ConfigFile::with(&format!(
-        "[vm]\nvcpus = {}\nmemory_mib = {}\n[paths]\ntemplates = \"{copy}\"\n",
-        config.vm.vcpus, config.vm.memory_mib
+        "[templates]\nmissing = \"fail\"\n[paths]\ntemplates = \"{folder}\"\n"
     ))?;
     scene
-        .run(&plain().refused(["template", "damaged", "forkvm template"]))
+        .run(&plain().refused(["there is no template", "forkvm template build"]))
         .map(drop)
 }
 
