@@ -43,6 +43,8 @@ mod tests {
             "forkvm-check",
             "forkvm-template-build",
             "forkvm-template-rm",
+            "forkvm-template-prune",
+            "forkvm-template-verify",
             "forkvm-ps",
         ] {
             let text = std::fs::read_to_string(folder.path().join(format!("{page}.1"))).unwrap();

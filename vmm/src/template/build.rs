@@ -21,6 +21,9 @@ const LEAST_BYTES: u64 = 48 << 20;
 /// One part in this many of its memory is what a guest's kernel has written to look after it (64 bytes for each page).
 const SHARE: u64 = 64;
 
+/// A file system with less room than this is full.
+const FULL: u64 = 1 << 20;
+
 /// Who asks for a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
@@ -74,8 +77,10 @@ impl Store {
         fs::create_dir_all(self.root()).map_err(Error::file("make", self.root()))?;
         let identity = self.identity(spec)?;
         self.build_with(&identity, attempt, progress, |folder, progress| {
-            self.check_room(spec.memory_bytes)?;
-            make(spec, &identity, folder, progress)
+            self.check_room(LEAST_BYTES + spec.memory_bytes / SHARE)?;
+            let made = make(spec, &identity, folder, progress);
+            // A guest whose memory's file system is full dies without a word.
+            made.map_err(|error| self.check_room(FULL).err().unwrap_or(error))
         })
     }
 
@@ -160,12 +165,11 @@ impl Store {
         }
     }
 
-    /// A guest whose memory's file system is full dies without a word, so that is asked before.
-    fn check_room(&self, memory_bytes: u64) -> Result<(), Error> {
+    /// Whether the store's file system has room for so many bytes.
+    fn check_room(&self, needed: u64) -> Result<(), Error> {
         let stat = rustix::fs::statvfs(self.root())
             .map_err(|errno| Error::file("read", self.root())(errno.into()))?;
         let available = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let needed = LEAST_BYTES + memory_bytes / SHARE;
         if available >= needed {
             return Ok(());
         }
