@@ -59,7 +59,7 @@ struct Point {
 struct Container {
     #[serde(flatten)]
     state: State,
-    /// "starting", "running", or "gone": the monitor has ended and nobody has cleaned up yet.
+    /// "starting", "running", or "ended": the monitor has ended and nobody has cleaned up yet.
     status: &'static str,
     timings: Vec<Point>,
 }
@@ -155,7 +155,7 @@ fn status(state: &State, started: Option<u64>) -> &'static str {
     match (state.monitor_pid, started) {
         (0, _) => "starting",
         (_, Some(started)) if started == state.monitor_start => "running",
-        _ => "gone",
+        _ => "ended",
     }
 }
 
@@ -348,8 +348,8 @@ mod tests {
     fn a_monitor_is_told_from_a_later_process_of_its_pid() {
         let state = state("default", "c1");
         assert_eq!(status(&state, Some(state.monitor_start)), "running");
-        assert_eq!(status(&state, Some(state.monitor_start + 1)), "gone");
-        assert_eq!(status(&state, None), "gone");
+        assert_eq!(status(&state, Some(state.monitor_start + 1)), "ended");
+        assert_eq!(status(&state, None), "ended");
         assert_eq!(
             status(
                 &State {

@@ -232,7 +232,7 @@ impl Container {
                 };
                 self.announce_start(&process, pid);
                 if let Some(exit) = early {
-                    self.announce_exit(&process, exit);
+                    self.conclude(&process, exit).await;
                 }
                 if !exec_id.is_empty() {
                     tokio::spawn(Arc::clone(self).watch(process));

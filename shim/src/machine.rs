@@ -100,6 +100,9 @@ pub(crate) trait Machine: Send + Sync {
     async fn processes(&self) -> Result<Vec<GuestProcess>, Error>;
     /// Sets the size of a process's terminal.
     async fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), Error>;
+    /// The container has ended: the guest flushes what it holds for the container's files, and the machine is killed, without
+    /// waiting for its end. Bounded: a guest that does not answer is killed all the same.
+    async fn retire(&self);
     /// Kills the machine without asking the guest.
     fn kill(&self);
     /// Becomes the reason once the monitor is gone.

@@ -14,7 +14,12 @@ use async_trait::async_trait;
 use forkvm_api::{STREAM_PORT, agent, agent_ttrpc::AgentClient, points, stream};
 use forkvm_vmm::control::FailureKind;
 use oci_spec::runtime::ContainerState;
-use tokio::{io::AsyncWriteExt as _, net::UnixStream, sync::watch, time::timeout};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::UnixStream,
+    sync::{OnceCell, watch},
+    time::timeout,
+};
 use ttrpc::{Code, context};
 
 use crate::{
@@ -104,6 +109,8 @@ struct Vm {
     points: Mutex<Points>,
     /// The guest's PID of the init process; 0 before it is made.
     init_pid: AtomicU32,
+    /// Whether its end was brought about.
+    retired: OnceCell<()>,
     /// Held across the removal on purpose: a second one waits for the first.
     footprint: tokio::sync::Mutex<Footprint>,
 }
@@ -144,6 +151,29 @@ impl Vm {
             answer = answer => answer.map_err(|error| guest_error(call, error)),
             reason = self.monitor.wait_ended() => Err(MachineError::Ended(reason)),
         }
+    }
+
+    /// Lets the guest flush what it holds for the container's files, and kills the machine.
+    async fn end_guest(&self) {
+        let request = agent::DeleteRequest {
+            container_id: self.id.clone(),
+            ..Default::default()
+        };
+        let removed = timeout(
+            REMOVE,
+            self.call("delete", self.agent.delete(no_limit(), &request)),
+        );
+        match removed.await {
+            Ok(Ok(_) | Err(MachineError::Ended(_))) => {}
+            // It never was made: its creation failed.
+            Ok(Err(MachineError::Guest {
+                code: Code::NOT_FOUND,
+                ..
+            })) => {}
+            Ok(Err(error)) => log::warn!("container {}: {error}", self.id),
+            Err(_) => log::warn!("container {}: the guest does not answer delete", self.id),
+        }
+        self.monitor.kill();
     }
 
     async fn keep_timings(&self) {
@@ -361,27 +391,13 @@ impl Machine for Vm {
         self.monitor.ended()
     }
 
+    async fn retire(&self) {
+        // A second caller waits for the first.
+        self.retired.get_or_init(|| self.end_guest()).await;
+    }
+
     async fn destroy(&self) -> Result<(), AnyError> {
-        let request = agent::DeleteRequest {
-            container_id: self.id.clone(),
-            ..Default::default()
-        };
-        // The guest flushes what it holds for the container's files; one that hangs is killed
-        // without.
-        let removed = timeout(
-            REMOVE,
-            self.call("delete", self.agent.delete(no_limit(), &request)),
-        );
-        match removed.await {
-            Ok(Ok(_) | Err(MachineError::Ended(_))) => {}
-            // It never was made: its creation failed.
-            Ok(Err(MachineError::Guest {
-                code: Code::NOT_FOUND,
-                ..
-            })) => {}
-            Ok(Err(error)) => log::warn!("container {}: {error}", self.id),
-            Err(_) => log::warn!("container {}: the guest does not answer delete", self.id),
-        }
+        self.retire().await;
         self.footprint.lock().await.remove().await?;
         let poststop = self.plan.hooks.poststop().as_deref();
         if let Err(error) = self

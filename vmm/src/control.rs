@@ -37,12 +37,16 @@ pub enum Request {
     Pause,
     /// Lets them go on; answered by [`Event::Resumed`].
     Resume,
+    /// Freezes a machine that was launched for it ([`Purpose::Freeze`]) and writes the template; answered by
+    /// [`Event::Frozen`], after which the process ends. Two descriptors, both read-write and empty: the memory file and the
+    /// state file. No connection may be open.
+    Freeze,
 }
 
 /// Everything that a virtual machine is made of.
 ///
-/// Descriptors come in this order: those of [`Source`], [`Purpose`], [`NetworkNamespace`], the
-/// console if [`Launch::console`] is set, then one for each export.
+/// Descriptors come in this order: those of [`Source`], [`NetworkNamespace`], the console if [`Launch::console`] is set,
+/// then one for each export.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Launch {
@@ -84,8 +88,8 @@ pub enum Source {
 pub enum Purpose {
     /// It runs containers.
     Run,
-    /// It becomes a template: frozen when the agent listens. Two descriptors, both read-write and
-    /// empty: the memory file, which the guest's memory is mapped from, and the state file.
+    /// It becomes a template when that is asked for ([`Request::Freeze`]): a machine that boots when its agent listens, a fork
+    /// when it was changed. It gets nothing of any container, and no random bytes.
     Freeze,
 }
 

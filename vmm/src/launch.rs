@@ -19,7 +19,7 @@ pub enum Error {
         got: usize,
     },
     /// A template of a machine that has something of one container.
-    #[error("a template is made from a boot, without exports")]
+    #[error("a template is made without exports")]
     Template,
     /// The name of an export.
     #[error("an export cannot be called {0:?}")]
@@ -44,12 +44,6 @@ pub(crate) enum Start {
     },
 }
 
-/// The files that a freeze writes.
-pub(crate) struct Frozen {
-    pub(crate) memory: File,
-    pub(crate) state: File,
-}
-
 /// The network namespace to enter.
 pub(crate) enum Network {
     Inherit,
@@ -60,7 +54,8 @@ pub(crate) enum Network {
 /// Everything that a launch names.
 pub(crate) struct Parts {
     pub(crate) start: Start,
-    pub(crate) freeze: Option<Frozen>,
+    /// Whether it is to become a template.
+    pub(crate) freeze: bool,
     pub(crate) network: Network,
     pub(crate) console: Option<File>,
     pub(crate) exports: Vec<Export>,
@@ -69,14 +64,10 @@ pub(crate) struct Parts {
 impl Parts {
     /// Takes the descriptors in the order of [`Launch`].
     pub(crate) fn new(launch: Launch, fds: Vec<OwnedFd>) -> Result<Self, Error> {
-        let named =
-            2 + if launch.purpose == Purpose::Freeze {
-                2
-            } else {
-                0
-            } + usize::from(launch.network_namespace == NetworkNamespace::Join)
-                + usize::from(launch.console)
-                + launch.exports.len();
+        let named = 2
+            + usize::from(launch.network_namespace == NetworkNamespace::Join)
+            + usize::from(launch.console)
+            + launch.exports.len();
         let got = fds.len();
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or(Error::Descriptors { named, got });
@@ -84,7 +75,7 @@ impl Parts {
             return Err(Error::Descriptors { named, got });
         }
         let freeze = launch.purpose == Purpose::Freeze;
-        if freeze && (matches!(launch.source, Source::Fork { .. }) || !launch.exports.is_empty()) {
+        if freeze && !launch.exports.is_empty() {
             return Err(Error::Template);
         }
         for export in &launch.exports {
@@ -110,14 +101,6 @@ impl Parts {
                 memory: next()?.into(),
                 state: next()?.into(),
             },
-        };
-        let freeze = if freeze {
-            Some(Frozen {
-                memory: next()?.into(),
-                state: next()?.into(),
-            })
-        } else {
-            None
         };
         let network = match launch.network_namespace {
             NetworkNamespace::Inherit => Network::Inherit,
@@ -187,21 +170,21 @@ mod tests {
                 right
             );
         }
-        assert!(Parts::new(launch(Purpose::Freeze, &[]), fds(4)).is_ok());
+        assert!(Parts::new(launch(Purpose::Freeze, &[]), fds(2)).is_ok());
         assert!(Parts::new(launch(Purpose::Run, &["rootfs", "vol-0"]), fds(4)).is_ok());
     }
 
     #[test]
     fn nothing_of_a_container_gets_into_a_template() {
         assert!(matches!(
-            Parts::new(launch(Purpose::Freeze, &["rootfs"]), fds(5)),
+            Parts::new(launch(Purpose::Freeze, &["rootfs"]), fds(3)),
             Err(Error::Template)
         ));
-        let mut fork = launch(Purpose::Freeze, &[]);
+        let mut fork = launch(Purpose::Freeze, &["rootfs"]);
         fork.source = Source::Fork {
             template: "0".into(),
         };
-        assert!(matches!(Parts::new(fork, fds(4)), Err(Error::Template)));
+        assert!(matches!(Parts::new(fork, fds(3)), Err(Error::Template)));
     }
 
     #[test]

@@ -6,23 +6,24 @@
 //! | machine | mapped from |
 //! |---|---|
 //! | cold boot | anonymous memory |
-//! | builder of a template | the memory file, `MAP_SHARED` |
 //! | child | the memory file `MAP_PRIVATE` where it has data, anonymous memory where it has holes: a first touch of a hole then does not fill the page cache |
+//!
+//! A freeze writes what is not zero into a new memory file. Nobody ever maps one for writing: a private mapping shows later
+//! writes of others.
 //!
 //! Each region is one contiguous host range, so it is one KVM memory slot however many mappings
 //! it consists of.
 
 use std::{
     fs::File,
-    io,
+    io::{self, Seek as _, SeekFrom},
     os::{fd::AsRawFd, unix::fs::FileExt},
 };
 
-use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder,
+    Bytes as _, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress, MmapRegion, mmap::MmapRegionBuilder,
 };
 
 /// Memory of one guest.
@@ -121,22 +122,12 @@ pub fn regions(bytes: u64) -> Result<Vec<Region>, Error> {
     Ok(regions)
 }
 
-/// Memory of a machine that boots and is not frozen.
+/// Memory of a machine that boots.
 ///
 /// # Errors
 /// [`Error::Size`], [`Error::Map`].
 pub fn anonymous(bytes: u64) -> Result<GuestMemory, Error> {
-    collect(bytes, |region| map(region, None))
-}
-
-/// Memory of a machine that is to be frozen: `file`, which is made as long as the memory, shared.
-///
-/// # Errors
-/// [`Error::Size`], [`Error::Map`], [`Error::File`].
-pub fn shared(file: &File, bytes: u64) -> Result<GuestMemory, Error> {
-    regions(bytes)?;
-    file.set_len(bytes).map_err(Error::File)?;
-    collect(bytes, |region| map(region, Some(file)))
+    collect(bytes, map)
 }
 
 /// Memory of a child: the segments of `file` copy-on-write, the rest empty.
@@ -153,7 +144,7 @@ pub fn private(file: &File, bytes: u64, segments: &[Segment]) -> Result<GuestMem
         });
     }
     collect(bytes, |region| {
-        let mapping = map(region, None)?;
+        let mapping = map(region)?;
         for segment in segments {
             let start = segment.offset.max(region.offset);
             let end = (segment.offset + segment.bytes).min(region.offset + region.bytes);
@@ -179,21 +170,11 @@ fn collect(
     GuestMemory::from_regions(mapped).map_err(|_| Error::Size(bytes))
 }
 
-fn map(region: Region, file: Option<&File>) -> Result<MmapRegion, Error> {
+fn map(region: Region) -> Result<MmapRegion, Error> {
     let length = usize::try_from(region.bytes).map_err(|_| Error::Size(region.bytes))?;
-    let builder = MmapRegionBuilder::new(length).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
-    let builder = match file {
-        None => {
-            builder.with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-        }
-        Some(file) => builder
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .with_file_offset(FileOffset::new(
-                file.try_clone().map_err(Error::File)?,
-                region.offset,
-            )),
-    };
-    builder
+    MmapRegionBuilder::new(length)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
         .build()
         .map_err(|error| Error::Map(io::Error::other(error)))
 }
@@ -259,46 +240,56 @@ fn check(bytes: u64, segments: &[Segment]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Punches the pages that are zero out of the memory file and returns the stretches that are
-/// left, with holes shorter than 256 KiB counted as data. The guest must not run.
+/// Writes the pages that are not zero to `file`, which is empty and becomes as long as the memory; returns where they are,
+/// with holes shorter than 256 KiB counted as data. The guest must not run.
 ///
 /// # Errors
 /// [`Error::File`].
-pub fn punch_holes(file: &File, memory: &GuestMemory) -> Result<Vec<Segment>, Error> {
+pub fn write(file: &File, memory: &GuestMemory) -> Result<Vec<Segment>, Error> {
     let mut segments: Vec<Segment> = Vec::new();
     let mut offset = 0;
     for region in memory.iter() {
-        let mut hole: Option<Segment> = None;
-        for page in 0..region.len() / PAGE {
-            let at = offset + page * PAGE;
-            if is_zero(region, page * PAGE) {
-                hole = Some(hole.map_or(
-                    Segment {
-                        offset: at,
-                        bytes: PAGE,
-                    },
-                    |hole| Segment {
-                        bytes: hole.bytes + PAGE,
-                        ..hole
-                    },
-                ));
-                continue;
-            }
-            punch(file, hole.take())?;
+        for run in data(region) {
+            let bytes = usize::try_from(run.bytes).map_err(|_| Error::Segments)?;
+            (&mut &*file)
+                .seek(SeekFrom::Start(offset + run.offset))
+                .map_err(Error::File)?;
+            region
+                .write_all_volatile_to(MemoryRegionAddress(run.offset), &mut &*file, bytes)
+                .map_err(|error| Error::File(io::Error::other(error)))?;
+            let start = offset + run.offset;
             match segments.last_mut() {
-                Some(last) if at - (last.offset + last.bytes) < SHORTEST_HOLE => {
-                    last.bytes = at + PAGE - last.offset;
+                Some(last) if start - (last.offset + last.bytes) < SHORTEST_HOLE => {
+                    last.bytes = start + run.bytes - last.offset;
                 }
                 _ => segments.push(Segment {
-                    offset: at,
-                    bytes: PAGE,
+                    offset: start,
+                    bytes: run.bytes,
                 }),
             }
         }
-        punch(file, hole)?;
         offset += region.len();
     }
+    file.set_len(offset).map_err(Error::File)?;
     Ok(segments)
+}
+
+/// The runs of pages of a region that are not zero; offsets are from its start.
+fn data(region: &GuestRegionMmap<()>) -> Vec<Segment> {
+    let mut runs: Vec<Segment> = Vec::new();
+    for page in (0..region.len() / PAGE).map(|page| page * PAGE) {
+        if is_zero(region, page) {
+            continue;
+        }
+        match runs.last_mut() {
+            Some(last) if last.offset + last.bytes == page => last.bytes += PAGE,
+            _ => runs.push(Segment {
+                offset: page,
+                bytes: PAGE,
+            }),
+        }
+    }
+    runs
 }
 
 fn is_zero(region: &GuestRegionMmap<()>, at: u64) -> bool {
@@ -309,20 +300,9 @@ fn is_zero(region: &GuestRegionMmap<()>, at: u64) -> bool {
     (0..PAGE as usize / 8).all(|index| {
         let word = address.wrapping_add(index);
         // SAFETY: the page lies inside the region's mapping, which lives as long as `region`, and
-        // is aligned; the read is volatile because other mappings of the file may change it.
+        // is aligned; the read is volatile because guest memory belongs to no Rust object.
         unsafe { word.read_volatile() == 0 }
     })
-}
-
-fn punch(file: &File, hole: Option<Segment>) -> Result<(), Error> {
-    let Some(hole) = hole else { return Ok(()) };
-    rustix::fs::fallocate(
-        file,
-        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-        hole.offset,
-        hole.bytes,
-    )
-    .map_err(|errno| Error::File(errno.into()))
 }
 
 /// CRC-32 of the data segments of a memory file, one behind the other.

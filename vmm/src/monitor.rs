@@ -137,7 +137,7 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         exports: parts.exports,
         console: parts.console,
         taps: Vec::new(),
-        entropy: parts.freeze.is_none(),
+        entropy: !parts.freeze,
     };
     // Held to the end: the lock on the template's memory file belongs to this description.
     let (machine, _template) = match parts.start {
@@ -148,14 +148,10 @@ fn serve(socket: &Socket) -> Result<(), Error> {
             memory_bytes,
             mut cmdline,
         } => {
-            if parts.freeze.is_some() {
+            if parts.freeze {
                 cmdline = format!("{WARM_UP} {cmdline}");
             }
-            let memory = match &parts.freeze {
-                Some(files) => memory::shared(&files.memory, memory_bytes),
-                None => memory::anonymous(memory_bytes),
-            }
-            .map_err(vm::Error::from)?;
+            let memory = memory::anonymous(memory_bytes).map_err(vm::Error::from)?;
             let boot = Boot {
                 kernel: &mut kernel,
                 initramfs: &mut initramfs,
@@ -184,13 +180,14 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         sender,
         wake: wake.try_clone().map_err(broken("an event"))?,
     };
-    let running = machine.start(console, parts.freeze.is_some(), (reports, receiver))?;
+    let running = machine.start(console, parts.freeze, (reports, receiver))?;
     let mut control = Control {
         socket,
         running,
         wake,
         times,
-        freeze: parts.freeze,
+        may_freeze: parts.freeze,
+        freeze: None,
         parked: 0,
         pausing: false,
     };
@@ -228,13 +225,22 @@ impl Times {
     }
 }
 
+/// The files that a freeze writes.
+struct TemplateFiles {
+    memory: File,
+    state: File,
+}
+
 /// A running machine and its control socket.
 struct Control<'a> {
     socket: &'a Socket,
     running: Running,
     wake: EventFd,
     times: Times,
-    freeze: Option<launch::Frozen>,
+    /// Whether the machine was launched to become a template.
+    may_freeze: bool,
+    /// The template's files, once it is asked for.
+    freeze: Option<TemplateFiles>,
     /// How many vCPUs are parked.
     parked: usize,
     /// Whether all are asked to be.
@@ -275,7 +281,11 @@ impl Control<'_> {
     }
 
     fn request(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(), Error> {
-        let expected = usize::from(matches!(request, Request::Connect { .. }));
+        let expected = match request {
+            Request::Connect { .. } => 1,
+            Request::Freeze => 2,
+            Request::Launch(_) | Request::Pause | Request::Resume => 0,
+        };
         if fds.len() != expected {
             return Err(Error::Invalid(format!(
                 "a request came with {} descriptors instead of {expected}",
@@ -317,6 +327,21 @@ impl Control<'_> {
                 }
                 self.send(&Event::Resumed)
             }
+            Request::Freeze => {
+                if !self.may_freeze || self.pausing {
+                    return Err(Error::Invalid(
+                        "only a running machine that was launched for it can be frozen".into(),
+                    ));
+                }
+                let mut fds = fds.into_iter().map(File::from);
+                self.freeze = fds
+                    .next()
+                    .zip(fds.next())
+                    .map(|(memory, state)| TemplateFiles { memory, state });
+                self.pausing = true;
+                self.running.pause();
+                Ok(())
+            }
         }
     }
 
@@ -335,13 +360,7 @@ impl Control<'_> {
                 let points = self.times.0.clone();
                 self.send(&Event::Running { points })?;
             }
-            Report::Listening => {
-                self.send(&Event::AgentListening)?;
-                if self.freeze.is_some() {
-                    self.pausing = true;
-                    self.running.pause();
-                }
-            }
+            Report::Listening => self.send(&Event::AgentListening)?,
             Report::Parked => {
                 self.parked += 1;
                 if self.parked == self.running.vcpus() {
@@ -363,7 +382,7 @@ impl Control<'_> {
         Ok(false)
     }
 
-    fn write_template(&self, files: &launch::Frozen) -> Result<(), Error> {
+    fn write_template(&self, files: &TemplateFiles) -> Result<(), Error> {
         let progress = |step: &str| {
             let step = step.to_owned();
             // Progress is a courtesy: a launcher that is gone ends us at the next event.

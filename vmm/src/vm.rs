@@ -296,8 +296,8 @@ impl Running {
         let tsc = vcpus.iter().map(VcpuState::tsc).max().unwrap_or(0);
         vcpus.iter_mut().for_each(|vcpu| vcpu.set_tsc(tsc));
         let vm = VmState::save(&self.shared.vm, self.pit)?;
-        step("taking the empty pages out of the memory");
-        let segments = memory::punch_holes(file, &self.memory)?;
+        step("writing the memory");
+        let segments = memory::write(file, &self.memory)?;
         Ok(Snapshot {
             memory: MemoryState {
                 bytes: self.memory.iter().map(GuestMemoryRegion::len).sum(),

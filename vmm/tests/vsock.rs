@@ -10,11 +10,11 @@
 use std::{
     env,
     fs::File,
-    io::{Read, Seek, SeekFrom, Write},
+    io::{Read, Seek, Write},
     net::Shutdown,
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::net::UnixStream,
+        unix::{fs::MetadataExt as _, net::UnixStream},
     },
     path::PathBuf,
     process::Stdio,
@@ -28,6 +28,7 @@ const ECHO: u32 = 2000;
 const COUNT: u32 = 2001;
 const SOURCE: u32 = 2002;
 const FACTS: u32 = 2003;
+const NOTES: u32 = 2004;
 const MIB: usize = 1 << 20;
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -58,7 +59,7 @@ impl Guest {
         Self { monitor, console }
     }
 
-    fn boot(vcpus: u8, purpose: Purpose, files: &[&File]) -> Self {
+    fn boot(vcpus: u8, purpose: Purpose) -> Self {
         let kernel = File::open(named("FORKVM_TEST_KERNEL")).unwrap();
         let initramfs = File::open(named("FORKVM_TEST_VSOCK")).unwrap();
         let source = Source::Boot {
@@ -66,11 +67,7 @@ impl Guest {
             memory_bytes: 256 << 20,
             cmdline: String::new(),
         };
-        let files: Vec<_> = [&kernel, &initramfs]
-            .into_iter()
-            .chain(files.iter().copied())
-            .collect();
-        Self::launch(source, purpose, &files)
+        Self::launch(source, purpose, &[&kernel, &initramfs])
     }
 
     /// Waits for an event, which must come.
@@ -84,7 +81,7 @@ impl Guest {
                 )) => {}
                 other => {
                     let mut console = String::new();
-                    self.console.seek(SeekFrom::Start(0)).unwrap();
+                    self.console.rewind().unwrap();
                     self.console.read_to_string(&mut console).unwrap();
                     panic!("{other:?}; the guest's console:\n{console}");
                 }
@@ -104,6 +101,42 @@ impl Guest {
 
     fn facts(&self) -> String {
         rest(&mut self.connect(FACTS))
+    }
+
+    /// Has the guest keep a note; answers all that it has kept.
+    fn note(&self, note: &str) -> String {
+        let mut stream = self.connect(NOTES);
+        stream.write_all(note.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        rest(&mut stream)
+    }
+
+    /// Makes a template of it.
+    fn freeze(mut self) -> Template {
+        let template = Template {
+            memory: tempfile::tempfile().unwrap(),
+            state: tempfile::tempfile().unwrap(),
+        };
+        let files = [template.memory.as_fd(), template.state.as_fd()];
+        self.monitor.send(&Request::Freeze, &files).unwrap();
+        self.wait(|event| matches!(event, Event::Frozen(_)));
+        template
+    }
+}
+
+/// The files of a template.
+struct Template {
+    memory: File,
+    state: File,
+}
+
+impl Template {
+    fn fork(&self, purpose: Purpose) -> Guest {
+        (&self.state).rewind().unwrap();
+        let source = Source::Fork {
+            template: "vsock".into(),
+        };
+        Guest::launch(source, purpose, &[&self.memory, &self.state])
     }
 }
 
@@ -207,24 +240,15 @@ fn abandoned_connections_leave_nothing_behind(guest: &Guest) {
 }
 
 fn before_and_after_a_fork(vcpus: u8) {
-    let mut cold = Guest::boot(vcpus, Purpose::Run, &[]);
+    let mut cold = Guest::boot(vcpus, Purpose::Run);
     cold.wait(|event| *event == Event::AgentListening);
     work(&cold);
     drop(cold);
 
-    let (memory, state) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    let mut template = Guest::boot(vcpus, Purpose::Freeze, &[&memory, &state]);
-    template.wait(|event| matches!(event, Event::Frozen(_)));
-    drop(template);
-
-    let fork = || {
-        (&state).seek(SeekFrom::Start(0)).unwrap();
-        let source = Source::Fork {
-            template: "vsock".into(),
-        };
-        Guest::launch(source, Purpose::Run, &[&memory, &state])
-    };
-    let children = [fork(), fork()];
+    let mut booted = Guest::boot(vcpus, Purpose::Freeze);
+    booted.wait(|event| *event == Event::AgentListening);
+    let template = booted.freeze();
+    let children = [Purpose::Run; 2].map(|purpose| template.fork(purpose));
     // What a device of the template had given would be the same in both.
     let facts = children.each_ref().map(Guest::facts);
     assert_ne!(
@@ -234,10 +258,65 @@ fn before_and_after_a_fork(vcpus: u8) {
     children.iter().for_each(work);
 }
 
+/// A template that is forked, changed and frozen again, five times over: each is whole by itself, knows what its ancestors
+/// were told, and is no larger for them.
+fn a_chain_of_templates(vcpus: u8) {
+    let mut booted = Guest::boot(vcpus, Purpose::Freeze);
+    booted.wait(|event| *event == Event::AgentListening);
+    let mut template = booted.freeze();
+    let mut all = String::new();
+    let mut blocks = Vec::new();
+    for generation in 1..=5 {
+        let child = template.fork(Purpose::Freeze);
+        let note = format!("{generation} ");
+        all.push_str(&note);
+        assert_eq!(child.note(&note), all);
+        let began = Instant::now();
+        // The parent's files are closed by this: nobody needs them any more.
+        template = child.freeze();
+        blocks.push(template.memory.metadata().unwrap().blocks());
+        eprintln!(
+            "  template {generation}: {} KiB, frozen in {:?}",
+            blocks[blocks.len() - 1] / 2,
+            began.elapsed()
+        );
+        let grandchild = template.fork(Purpose::Run);
+        assert_eq!(grandchild.note(""), all);
+        if generation == 5 {
+            work(&grandchild);
+        }
+    }
+    // What a generation writes anew stays far below a tenth of a template.
+    assert!(blocks[4] < blocks[0] + blocks[0] / 10, "{blocks:?}");
+    let stray = template.fork(Purpose::Run);
+    let files = [template.memory.as_fd(), template.state.as_fd()];
+    stray.monitor.send(&Request::Freeze, &files).unwrap();
+    let answer = loop {
+        match stray
+            .monitor
+            .receive_before(Instant::now() + TIMEOUT)
+            .unwrap()
+        {
+            Some(Event::Running { .. }) => {}
+            other => break other,
+        }
+    };
+    assert!(
+        matches!(&answer, Some(Event::Failed { message, .. }) if message.contains("was launched for it")),
+        "{answer:?}"
+    );
+}
+
 #[test]
 #[ignore = "needs a KVM that runs guests: tests/run monitor runs it"]
 fn with_one_vcpu() {
     before_and_after_a_fork(1);
+}
+
+#[test]
+#[ignore = "needs a KVM that runs guests: tests/run monitor runs it"]
+fn templates_of_templates() {
+    a_chain_of_templates(1);
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl Container {
         if process.exec_id.is_empty() {
             self.end_execs(exit).await;
         }
-        self.finish(&process, exit);
+        self.finish(&process, exit).await;
     }
 
     /// The init process takes the execs along; their ends are announced before its own.
@@ -91,21 +91,28 @@ impl Container {
             if matches!(exec.state().phase, Phase::Running)
                 && timeout(EXEC_GRACE, exec.exited()).await.is_err()
             {
-                self.finish(
-                    &exec,
-                    Exit {
-                        at: exit.at,
-                        ..Exit::killed()
-                    },
-                );
+                let exit = Exit {
+                    at: exit.at,
+                    ..Exit::killed()
+                };
+                self.finish(&exec, exit).await;
             }
         }
     }
 
-    fn finish(&self, process: &Process, exit: Exit) {
+    async fn finish(&self, process: &Process, exit: Exit) {
         let end = process.state().phase.exited(exit);
         if end == End::Announce {
-            self.announce_exit(process, exit);
+            self.conclude(process, exit).await;
         }
+    }
+
+    /// Announces an end. That of the init process waits for the guest: who hears of it finds in the container's files all
+    /// that was written, and the machine ends while the client thinks.
+    pub(super) async fn conclude(&self, process: &Process, exit: Exit) {
+        if process.exec_id.is_empty() {
+            self.machine.retire().await;
+        }
+        self.announce_exit(process, exit);
     }
 }

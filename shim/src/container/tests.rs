@@ -81,6 +81,9 @@ async fn events_come_in_the_order_of_a_life() {
     let mut test = started().await;
     test.mock.exit("", 3);
     assert_eq!(test.container.wait("").await.unwrap().status, 3);
+    // The machine has gone before its client asks for that.
+    assert_eq!(test.mock.retired.load(Ordering::Relaxed), 1);
+    assert!(test.mock.ended().borrow().is_some());
     let deleted = test.container.delete("").await.unwrap();
     assert_eq!((deleted.pid, deleted.exit.status), (PID, 3));
     assert_eq!(test.topics(), ["create", "start", "exit", "delete"]);
@@ -116,6 +119,7 @@ async fn an_end_before_the_answer_to_start_is_announced_behind_it() {
     test.mock.exit("", 0);
     // The watcher has seen the end when it has nothing left to do.
     tokio::task::yield_now().await;
+    assert_eq!(test.mock.retired.load(Ordering::Relaxed), 0);
     test.mock.release_start.notify_one();
     starting.await.unwrap().unwrap();
     test.container.wait("").await.unwrap();

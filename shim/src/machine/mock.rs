@@ -81,6 +81,8 @@ pub(crate) struct Mock {
     /// SIGKILL of the init process does not end it.
     pub(crate) immortal: AtomicBool,
     pub(crate) destroyed: AtomicU32,
+    /// How often its end was brought about.
+    pub(crate) retired: AtomicU32,
     /// The next `destroy` fails.
     pub(crate) stuck: AtomicBool,
     ended: watch::Sender<Option<String>>,
@@ -205,6 +207,11 @@ impl Machine for Mock {
 
     async fn resize(&self, _: &str, _: u32, _: u32) -> Result<(), Error> {
         self.answer(()).await
+    }
+
+    async fn retire(&self) {
+        self.retired.fetch_add(1, Ordering::Relaxed);
+        self.kill();
     }
 
     fn kill(&self) {

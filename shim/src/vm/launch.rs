@@ -14,7 +14,7 @@ use forkvm_config::{Class, Config};
 use forkvm_vmm::control::{
     Export, Launch, NetworkNamespace, Purpose, Request as MonitorRequest, Source,
 };
-use tokio::time::timeout;
+use tokio::{sync::OnceCell, time::timeout};
 use ttrpc::asynchronous::transport::Socket as TtrpcSocket;
 
 use super::{
@@ -153,6 +153,7 @@ impl Launcher {
             hooks: self.hooks.clone(),
             points: Mutex::default(),
             init_pid: AtomicU32::new(0),
+            retired: OnceCell::new(),
             footprint: tokio::sync::Mutex::new(Footprint::new(&config.paths.run, "", "")),
         })
     }

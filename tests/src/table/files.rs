@@ -10,6 +10,8 @@ use crate::{
     scene::Scene,
 };
 
+use super::tasks::{Events, remove_task};
+
 pub(super) fn cases() -> Vec<Case> {
     vec![
         row(
@@ -54,6 +56,7 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("files/bind-a-file", bind_file),
         scenario("files/bind-shows-later-changes-of-the-host", bind_is_live),
         scenario("files/bind-with-a-mount-below", bind_submount).alone(),
+        scenario("files/what-was-mapped-is-there-at-the-end", mapped_at_the_end),
         scenario("files/docker-cp-both-ways", docker_cp),
     ]
 }
@@ -260,6 +263,34 @@ fn bind_submount(scene: &Scene<'_>) -> Result<(), Failure> {
     });
     scene.ok(["umount", &below])?;
     seen
+}
+
+/// What a container wrote through a mapping, and never synced, is on the host when its end is announced.
+fn mapped_at_the_end(scene: &Scene<'_>) -> Result<(), Failure> {
+    const WRITES: &str = "import mmap, os\n\
+        f = open('/data/file', 'r+b')\n\
+        m = mmap.mmap(f.fileno(), 1 << 20)\n\
+        m[0:5] = b'start'; m[-3:] = b'end'\n\
+        os._exit(0)";
+    let file = scene.write("data/file", "")?;
+    let sized = fs::File::options()
+        .write(true)
+        .open(&file)
+        .and_then(|file| file.set_len(1 << 20));
+    sized.map_err(Failure::io(file.display()))?;
+    let mount = bind(&scene.path_text("data"), "/data", "rbind:rw");
+    let events = Events::subscribe(scene)?;
+    let id = scene.detach(&ctr(PYTHON).option(&["--mount", &mount]).python(WRITES))?;
+    events.wait(scene, "/tasks/exit", &format!("\"id\":\"{id}\""))?;
+    let text = scene.read(&file)?;
+    ensure(text.starts_with("start") && text.ends_with("end"), || {
+        "the host does not see what was written".to_owned()
+    })?;
+    let log = scene.read(scene.log_of(&id))?;
+    let release = log.lines().find_map(|line| line.strip_prefix("kernel "));
+    scene.check_release(release.unwrap_or_default())?;
+    remove_task(scene, &id, 0)?;
+    scene.ok(["ctr", "container", "rm", &id]).map(drop)
 }
 
 fn docker_cp(scene: &Scene<'_>) -> Result<(), Failure> {

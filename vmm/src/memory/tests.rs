@@ -1,3 +1,5 @@
+use std::os::unix::fs::MetadataExt as _;
+
 use proptest::prelude::*;
 use vm_memory::Bytes;
 
@@ -44,12 +46,12 @@ fn a_child_sees_the_template_and_keeps_its_writes_to_itself() {
     let file = tempfile::tempfile().unwrap();
     let bytes = 64 * MIB;
     let at = |address| GuestAddress(address);
-    let builder = shared(&file, bytes).unwrap();
+    let builder = anonymous(bytes).unwrap();
     builder.write_obj(1_u32, at(0)).unwrap();
     builder.write_obj(2_u32, at(PAGE * 3)).unwrap();
     builder.write_obj(3_u32, at(32 * MIB)).unwrap();
     builder.write_obj(4_u32, at(bytes - PAGE)).unwrap();
-    let segments = punch_holes(&file, &builder).unwrap();
+    let segments = write(&file, &builder).unwrap();
     drop(builder);
     assert_eq!(
         segments,
@@ -68,6 +70,8 @@ fn a_child_sees_the_template_and_keeps_its_writes_to_itself() {
             }
         ]
     );
+    // Four pages of data: what is between them takes no room.
+    assert!(file.metadata().unwrap().blocks() * 512 <= 8 * PAGE);
     let before = checksum(&file, &segments).unwrap();
     let one = private(&file, bytes, &segments).unwrap();
     let other = private(&file, bytes, &segments).unwrap();
@@ -84,6 +88,14 @@ fn a_child_sees_the_template_and_keeps_its_writes_to_itself() {
         assert_eq!(other.read_obj::<u32>(at(address)).unwrap(), theirs);
     }
     assert_eq!(checksum(&file, &segments).unwrap(), before);
+
+    // A template of a child is as whole as one of a boot.
+    let second = tempfile::tempfile().unwrap();
+    let segments = write(&second, &one).unwrap();
+    let grandchild = private(&second, bytes, &segments).unwrap();
+    for (address, value) in [(0, 5_u32), (PAGE * 3, 2), (16 * MIB, 6), (bytes - PAGE, 4)] {
+        assert_eq!(grandchild.read_obj::<u32>(at(address)).unwrap(), value);
+    }
 }
 
 #[test]

@@ -92,8 +92,7 @@ pub(super) fn make(
     sync(temporary)
 }
 
-/// Runs the monitor to the end of the freeze. When this returns the monitor has exited, so
-/// nobody maps the memory file for writing any more.
+/// Runs the monitor to the end of the freeze.
 fn boot_and_freeze(
     spec: &TemplateSpec,
     memory: &File,
@@ -117,18 +116,15 @@ fn boot_and_freeze(
             console: true,
             exports: Vec::new(),
         }),
-        &[
-            kernel.as_fd(),
-            initramfs.as_fd(),
-            memory.as_fd(),
-            state.as_fd(),
-            console.as_fd(),
-        ],
+        &[kernel.as_fd(), initramfs.as_fd(), console.as_fd()],
     )?;
     progress(Progress::Booting);
     let failure = loop {
         match monitor.receive_before(deadline)? {
-            Some(Event::AgentListening) => progress(Progress::Freezing),
+            Some(Event::AgentListening) => {
+                progress(Progress::Freezing);
+                monitor.send(&Request::Freeze, &[memory.as_fd(), state.as_fd()])?;
+            }
             Some(Event::Progress { step }) => progress(Progress::Step(step)),
             Some(Event::Frozen(frozen)) => {
                 let status = monitor.close()?;

@@ -8,6 +8,7 @@ use std::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::Mutex;
 use std::thread;
 
 unsafe extern "C" {
@@ -142,6 +143,16 @@ fn source(mut connection: File) -> io::Result<()> {
     Ok(())
 }
 
+/// Reads to the end, keeps that, and says all that was kept since the boot.
+fn notes(mut connection: File) -> io::Result<()> {
+    static KEPT: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+    let mut note = Vec::new();
+    connection.read_to_end(&mut note)?;
+    let mut kept = KEPT.lock().map_err(|_| io::Error::other("poisoned"))?;
+    kept.extend(note);
+    connection.write_all(&kept)
+}
+
 /// Says what it finds of the devices.
 fn facts(mut connection: File) -> io::Result<()> {
     let mut devices: Vec<_> = fs::read_dir("/sys/bus/virtio/devices")?
@@ -205,6 +216,7 @@ fn main() -> io::Result<()> {
     listen_on(2001, count)?;
     listen_on(2002, source)?;
     listen_on(2003, facts)?;
+    listen_on(2004, notes)?;
     // SAFETY: no pointers.
     check(unsafe { iopl(3) })?;
     println!("the guest listens");
