@@ -12,12 +12,13 @@ use std::{
 
 use async_trait::async_trait;
 use forkvm_api::{STREAM_PORT, agent, agent_ttrpc::AgentClient, points, stream};
-use forkvm_vmm::control::FailureKind;
+use forkvm_vmm::{control::FailureKind, template::Template};
 use oci_spec::runtime::ContainerState;
 use tokio::{
     io::AsyncWriteExt as _,
     net::UnixStream,
     sync::{OnceCell, watch},
+    task::spawn_blocking,
     time::timeout,
 };
 use ttrpc::{Code, context};
@@ -111,6 +112,8 @@ struct Vm {
     init_pid: AtomicU32,
     /// Whether its end was brought about.
     retired: OnceCell<()>,
+    /// The template, if what this start writes to is to be kept for later ones.
+    recording: Mutex<Option<Box<Template>>>,
     /// Held across the removal on purpose: a second one waits for the first.
     footprint: tokio::sync::Mutex<Footprint>,
 }
@@ -174,6 +177,26 @@ impl Vm {
             Err(_) => log::warn!("container {}: the guest does not answer delete", self.id),
         }
         self.monitor.kill();
+    }
+
+    /// Keeps what the start has written to, if it was recorded, while the container goes on.
+    fn keep_writes(&self) {
+        let recording = self
+            .recording
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(template) = recording else { return };
+        let monitor = Arc::clone(&self.monitor);
+        tokio::spawn(async move {
+            let Some(written) = monitor.written().await else {
+                return;
+            };
+            let kept = spawn_blocking(move || template.keep_written(&written)).await;
+            if let Ok(Err(error)) = kept {
+                log::warn!("later starts take longer: {error}");
+            }
+        });
     }
 
     async fn keep_timings(&self) {
@@ -246,6 +269,7 @@ impl Machine for Vm {
             answered.saturating_sub(answer.create_ns),
         );
         self.points().add(points::AGENT_ANSWERED, answered);
+        self.keep_writes();
         self.footprint.lock().await.set_quota(&self.plan)?;
         let hooks = &self.plan.hooks;
         #[allow(deprecated)] // Docker still uses it, and runc still runs it.

@@ -15,6 +15,8 @@ pub use socket::Socket;
 
 use serde::{Deserialize, Serialize};
 
+use crate::written::Written;
+
 /// Upper bound of a packet's length in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
 
@@ -37,6 +39,8 @@ pub enum Request {
     Pause,
     /// Lets them go on; answered by [`Event::Resumed`].
     Resume,
+    /// The container is made: asks for the pages that were written to ([`Writes::Record`]); answered by [`Event::Written`].
+    Written,
     /// Freezes a machine that was launched for it ([`Purpose::Freeze`]) and writes the template; answered by
     /// [`Event::Frozen`], after which the process ends. Two descriptors, both read-write and empty: the memory file and the
     /// state file. No connection may be open.
@@ -75,11 +79,25 @@ pub enum Source {
         /// Added to the guest kernel's command line.
         cmdline: String,
     },
-    /// A fork. Two descriptors: the template's memory and its state, both read-only.
+    /// A fork. Two descriptors: the template's memory and its state, both read-only; and those of [`Writes`].
     Fork {
         /// The template's id, for messages.
         template: String,
+        /// The pages that its start will write to.
+        writes: Writes,
     },
+}
+
+/// What is done about the pages that a start writes to ([`crate::written`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Writes {
+    /// Nothing.
+    Ignore,
+    /// They are recorded, for [`Request::Written`].
+    Record,
+    /// They are copied beforehand. One descriptor: the record, read-only.
+    Expect,
 }
 
 /// What a machine is for.
@@ -131,6 +149,8 @@ pub enum Event {
     AgentListening,
     /// The template's memory and state are written and on disk.
     Frozen(Frozen),
+    /// The pages that the start has written to.
+    Written(Written),
     /// How far a freeze is, for a progress display.
     Progress {
         /// What is being done.

@@ -3,7 +3,7 @@
 use std::{fs::File, os::fd::OwnedFd};
 
 use crate::{
-    control::{Launch, NetworkNamespace, Purpose, Source},
+    control::{self, Launch, NetworkNamespace, Purpose, Source},
     devices::fs::Export,
 };
 
@@ -41,7 +41,15 @@ pub(crate) enum Start {
         template: String,
         memory: File,
         state: File,
+        writes: Writes,
     },
+}
+
+/// See [`control::Writes`].
+pub(crate) enum Writes {
+    Ignore,
+    Record,
+    Expect(File),
 }
 
 /// The network namespace to enter.
@@ -64,7 +72,15 @@ pub(crate) struct Parts {
 impl Parts {
     /// Takes the descriptors in the order of [`Launch`].
     pub(crate) fn new(launch: Launch, fds: Vec<OwnedFd>) -> Result<Self, Error> {
+        let expects_writes = matches!(
+            launch.source,
+            Source::Fork {
+                writes: control::Writes::Expect,
+                ..
+            }
+        );
         let named = 2
+            + usize::from(expects_writes)
             + usize::from(launch.network_namespace == NetworkNamespace::Join)
             + usize::from(launch.console)
             + launch.exports.len();
@@ -96,10 +112,15 @@ impl Parts {
                 memory_bytes,
                 cmdline,
             },
-            Source::Fork { template } => Start::Fork {
+            Source::Fork { template, writes } => Start::Fork {
                 template,
                 memory: next()?.into(),
                 state: next()?.into(),
+                writes: match writes {
+                    control::Writes::Ignore => Writes::Ignore,
+                    control::Writes::Record => Writes::Record,
+                    control::Writes::Expect => Writes::Expect(next()?.into()),
+                },
             },
         };
         let network = match launch.network_namespace {
@@ -175,6 +196,23 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_writes_comes_behind_the_state() {
+        for (writes, count) in [
+            (control::Writes::Ignore, 2),
+            (control::Writes::Record, 2),
+            (control::Writes::Expect, 3),
+        ] {
+            let mut fork = launch(Purpose::Run, &[]);
+            fork.source = Source::Fork {
+                template: "0".into(),
+                writes,
+            };
+            assert!(Parts::new(fork.clone(), fds(count)).is_ok(), "{writes:?}");
+            assert!(Parts::new(fork, fds(5 - count)).is_err(), "{writes:?}");
+        }
+    }
+
+    #[test]
     fn nothing_of_a_container_gets_into_a_template() {
         assert!(matches!(
             Parts::new(launch(Purpose::Freeze, &["rootfs"]), fds(3)),
@@ -183,6 +221,7 @@ mod tests {
         let mut fork = launch(Purpose::Freeze, &["rootfs"]);
         fork.source = Source::Fork {
             template: "0".into(),
+            writes: control::Writes::Ignore,
         };
         assert!(matches!(Parts::new(fork, fds(3)), Err(Error::Template)));
     }

@@ -13,6 +13,7 @@ pub mod snapshot;
 pub mod template;
 mod vcpu;
 mod vm;
+pub mod written;
 
 /// The host's CLOCK_MONOTONIC in nanoseconds.
 pub(crate) fn now() -> u64 {

@@ -10,7 +10,7 @@ use std::{
         fd::{FromRawFd, OwnedFd},
         unix::net::UnixStream,
     },
-    sync::mpsc,
+    sync::{Arc, mpsc},
 };
 
 use forkvm_api::{WARM_UP, points};
@@ -20,11 +20,12 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::{
     control::{self, Event, FailureKind, Request, Socket, TimePoint},
     devices::Backends,
-    launch::{self, Parts, Start},
+    launch::{self, Parts, Start, Writes},
     memory, process,
     snapshot::state,
     vcpu::{Report, Reports},
     vm::{self, Boot, Machine, Running},
+    written::{Recorder, Written},
 };
 
 /// What ends a monitor before its time.
@@ -140,39 +141,41 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         entropy: !parts.freeze,
     };
     // Held to the end: the lock on the template's memory file belongs to this description.
-    let (machine, _template) = match parts.start {
-        Start::Boot {
-            mut kernel,
-            mut initramfs,
-            vcpus,
-            memory_bytes,
-            mut cmdline,
-        } => {
-            if parts.freeze {
-                cmdline = format!("{WARM_UP} {cmdline}");
-            }
-            let memory = memory::anonymous(memory_bytes).map_err(vm::Error::from)?;
-            let boot = Boot {
-                kernel: &mut kernel,
-                initramfs: &mut initramfs,
-                cmdline: &cmdline,
+    let (machine, recorder, _template) =
+        match parts.start {
+            Start::Boot {
+                mut kernel,
+                mut initramfs,
                 vcpus,
-            };
-            (Machine::boot(memory, boot, backends)?, None)
-        }
-        Start::Fork {
-            template,
-            memory,
-            state,
-        } => {
-            let machine =
-                fork(&memory, &state, backends, &mut times).map_err(|source| Error::Template {
-                    id: template,
-                    source,
-                })?;
-            (machine, Some(memory))
-        }
-    };
+                memory_bytes,
+                mut cmdline,
+            } => {
+                if parts.freeze {
+                    cmdline = format!("{WARM_UP} {cmdline}");
+                }
+                let memory = memory::anonymous(memory_bytes).map_err(vm::Error::from)?;
+                let boot = Boot {
+                    kernel: &mut kernel,
+                    initramfs: &mut initramfs,
+                    cmdline: &cmdline,
+                    vcpus,
+                };
+                (Machine::boot(memory, boot, backends)?, None, None)
+            }
+            Start::Fork {
+                template,
+                memory,
+                state,
+                writes,
+            } => {
+                let (machine, recorder) = fork(&memory, &state, writes, backends, &mut times)
+                    .map_err(|source| Error::Template {
+                        id: template,
+                        source,
+                    })?;
+                (machine, recorder, Some(memory))
+            }
+        };
     times.pass(points::STATE_RESTORED);
     let (sender, receiver) = mpsc::channel();
     let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(broken("an event"))?;
@@ -186,6 +189,7 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         running,
         wake,
         times,
+        recorder,
         may_freeze: parts.freeze,
         freeze: None,
         parked: 0,
@@ -197,15 +201,43 @@ fn serve(socket: &Socket) -> Result<(), Error> {
 fn fork(
     memory: &File,
     state: &File,
+    writes: Writes,
     backends: Backends,
     times: &mut Times,
-) -> Result<Machine, vm::Error> {
+) -> Result<(Machine, Option<Arc<Recorder>>), vm::Error> {
     let snapshot = state::parse(&state::read(state)?)?;
     let mapped = memory::private(memory, snapshot.memory.bytes, &snapshot.memory.segments)?;
     times.pass(points::TEMPLATE_MAPPED);
-    Machine::fork(mapped, &snapshot, backends, || {
+    let machine = Machine::fork(mapped.clone(), &snapshot, backends, || {
         times.pass(points::VM_CREATED);
-    })
+    })?;
+    let recorder = match writes {
+        Writes::Ignore => None,
+        // Without a record a start takes longer, and that is all.
+        Writes::Record => match Recorder::new(mapped) {
+            Ok(recorder) => {
+                let recorder = Arc::new(recorder);
+                let noting = Arc::clone(&recorder);
+                machine.before_first_file(Box::new(move || noting.note_early()));
+                Some(recorder)
+            }
+            Err(error) => {
+                log::warn!("what the start writes to is not recorded: {error}");
+                None
+            }
+        },
+        Writes::Expect(file) => {
+            match Written::read(&file, &mapped) {
+                Ok(written) => {
+                    written.copy_early(&mapped);
+                    machine.before_first_file(Box::new(move || written.copy_late(&mapped)));
+                }
+                Err(error) => log::warn!("the record of what a start writes to: {error}"),
+            }
+            None
+        }
+    };
+    Ok((machine, recorder))
 }
 
 /// The time points passed so far.
@@ -237,6 +269,8 @@ struct Control<'a> {
     running: Running,
     wake: EventFd,
     times: Times,
+    /// Until it is asked what the start has written to.
+    recorder: Option<Arc<Recorder>>,
     /// Whether the machine was launched to become a template.
     may_freeze: bool,
     /// The template's files, once it is asked for.
@@ -284,7 +318,7 @@ impl Control<'_> {
         let expected = match request {
             Request::Connect { .. } => 1,
             Request::Freeze => 2,
-            Request::Launch(_) | Request::Pause | Request::Resume => 0,
+            Request::Launch(_) | Request::Pause | Request::Resume | Request::Written => 0,
         };
         if fds.len() != expected {
             return Err(Error::Invalid(format!(
@@ -326,6 +360,15 @@ impl Control<'_> {
                     self.running.resume();
                 }
                 self.send(&Event::Resumed)
+            }
+            Request::Written => {
+                let Some(recorder) = self.recorder.take() else {
+                    return Err(Error::Invalid(
+                        "what the start writes to is not recorded".into(),
+                    ));
+                };
+                let written = recorder.finish().map_err(broken("pagemap"))?;
+                self.send(&Event::Written(written))
             }
             Request::Freeze => {
                 if !self.may_freeze || self.pausing {

@@ -215,6 +215,11 @@ impl Machine {
         })
     }
 
+    /// Has `call` made when the guest asks for its first file.
+    pub(crate) fn before_first_file(&self, call: Box<dyn FnOnce() + Send>) {
+        self.devices.before_first_file(call);
+    }
+
     /// Starts the device threads and the vCPUs. Reports come with a write to the event in
     /// `reports`.
     pub(crate) fn start(

@@ -20,7 +20,9 @@ use std::{
 
 use forkvm_api::{AGENT_PORT, points};
 use forkvm_vmm::{
-    control::{Event, FailureKind, Launch, Monitor, NetworkNamespace, Purpose, Request, Source},
+    control::{
+        Event, FailureKind, Launch, Monitor, NetworkNamespace, Purpose, Request, Source, Writes,
+    },
     template::{Attempt, Domain, Error, Store, Template, TemplateSpec},
 };
 
@@ -220,6 +222,7 @@ fn a_damaged_state_is_one_clear_error() {
         &monitor,
         Source::Fork {
             template: "0123456789abcdef".into(),
+            writes: Writes::Ignore,
         },
         &[kernel.as_file().as_fd(), kernel.as_file().as_fd()],
         &console,

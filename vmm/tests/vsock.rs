@@ -22,7 +22,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use forkvm_vmm::control::{Event, Launch, Monitor, NetworkNamespace, Purpose, Request, Source};
+use forkvm_vmm::control::{
+    Event, Launch, Monitor, NetworkNamespace, Purpose, Request, Source, Writes,
+};
 
 const ECHO: u32 = 2000;
 const COUNT: u32 = 2001;
@@ -135,6 +137,7 @@ impl Template {
         (&self.state).rewind().unwrap();
         let source = Source::Fork {
             template: "vsock".into(),
+            writes: Writes::Ignore,
         };
         Guest::launch(source, purpose, &[&self.memory, &self.state])
     }

@@ -11,8 +11,9 @@ use std::{
 use async_trait::async_trait;
 use forkvm_api::{AGENT_PORT, ROOTFS_EXPORT, agent_ttrpc::AgentClient, points};
 use forkvm_config::{Class, Config};
-use forkvm_vmm::control::{
-    Export, Launch, NetworkNamespace, Purpose, Request as MonitorRequest, Source,
+use forkvm_vmm::{
+    control::{Export, Launch, NetworkNamespace, Purpose, Request as MonitorRequest, Source},
+    template::Template,
 };
 use tokio::{sync::OnceCell, time::timeout};
 use ttrpc::asynchronous::transport::Socket as TtrpcSocket;
@@ -154,6 +155,7 @@ impl Launcher {
             points: Mutex::default(),
             init_pid: AtomicU32::new(0),
             retired: OnceCell::new(),
+            recording: Mutex::new(launch.recording),
             footprint: tokio::sync::Mutex::new(Footprint::new(&config.paths.run, "", "")),
         })
     }
@@ -195,11 +197,14 @@ struct Launching {
     reason: String,
     /// See [`State::fall_back`].
     fall_back: bool,
+    /// The template, if this start is to be recorded.
+    recording: Option<Box<Template>>,
 }
 
 impl Launching {
     fn new(config: &Config, origin: Origin, class: Class) -> Result<Self, Error> {
         let (mut template, mut why, mut fell_back) = (String::new(), String::new(), false);
+        let mut recording = None;
         let (source, descriptors) = match origin {
             Origin::Boot { reason, fall_back } => {
                 (why, fell_back) = (reason, fall_back);
@@ -218,12 +223,13 @@ impl Launching {
             }
             Origin::Fork(opened) => {
                 template = opened.id().to_owned();
-                let (source, borrowed) = opened.source();
+                let (source, borrowed) = opened.source_of_start();
                 let mut descriptors = Vec::new();
                 for fd in borrowed {
                     let copy = fd.try_clone_to_owned();
                     descriptors.push(copy.map_err(|e| Error::Open(opened.folder().to_owned(), e))?);
                 }
+                recording = opened.records().then_some(opened);
                 (source, descriptors)
             }
         };
@@ -240,6 +246,7 @@ impl Launching {
             template,
             reason: why,
             fall_back: fell_back,
+            recording,
         })
     }
 

@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use forkvm_vmm::control::{Event, FailureKind, Request, TimePoint, socket::Socket};
+use forkvm_vmm::{
+    control::{Event, FailureKind, Request, TimePoint, socket::Socket},
+    written::Written,
+};
 use log::Level;
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::{
@@ -30,6 +33,7 @@ struct Progress {
     listening: bool,
     failed: Option<(String, FailureKind)>,
     stopped: Option<String>,
+    written: Option<Written>,
 }
 
 /// The control socket, as tokio waits for it.
@@ -160,6 +164,16 @@ impl Monitor {
         Ok(ours)
     }
 
+    /// What the start has written to, of a monitor that records it; nothing if it ends before it says so.
+    pub(super) async fn written(&self) -> Option<Written> {
+        self.send(&Request::Written, &[]).await.ok()?;
+        let mut progress = self.progress.clone();
+        let told = progress
+            .wait_for(|progress| progress.written.is_some())
+            .await;
+        told.ok()?.written.clone()
+    }
+
     /// Kills the process.
     pub(super) fn kill(&self) {
         // It may have ended already, which is all that is wanted.
@@ -204,6 +218,7 @@ async fn receive(socket: Arc<AsyncFd<Control>>, progress: watch::Sender<Progress
             Event::AgentListening => progress.listening = true,
             Event::Failed { kind, message } => progress.failed = Some((message, kind)),
             Event::Stopped { reason } => progress.stopped = Some(reason),
+            Event::Written(written) => progress.written = Some(written),
             Event::Frozen(_) | Event::Progress { .. } | Event::Paused | Event::Resumed => {}
         });
     }

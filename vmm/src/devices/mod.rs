@@ -393,6 +393,11 @@ impl Devices {
             .map_err(|source| Error::Connect { port, source })
     }
 
+    /// Has `call` made when the guest asks for its first file. Before [`start`](Self::start).
+    pub(crate) fn before_first_file(&self, call: Box<dyn FnOnce() + Send>) {
+        lock(&self.fs).call_before_first_request(call);
+    }
+
     /// Starts the devices' threads. Interrupt controllers and vCPUs have their state by now, as a
     /// restored device may interrupt at once.
     pub fn start(&self) -> Result<(), Error> {

@@ -79,7 +79,7 @@ impl Store {
         self.build_with(&identity, attempt, progress, |folder, progress| {
             self.check_room(LEAST_BYTES + spec.memory_bytes / SHARE)?;
             let made = make(spec, &identity, folder, progress);
-            // A guest whose memory's file system is full dies without a word.
+            // What failed may have failed for that.
             made.map_err(|error| self.check_room(FULL).err().unwrap_or(error))
         })
     }

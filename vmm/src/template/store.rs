@@ -3,15 +3,15 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use rustix::{
     fs::{
-        FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock, futimens,
-        openat,
+        AtFlags, CWD, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+        flock, futimens, linkat, openat,
     },
     io::Errno,
 };
@@ -24,10 +24,17 @@ use super::{
     manifest::{self, Versioned},
     record::now,
 };
-use crate::{control::Source, snapshot::state};
+use crate::{
+    control::{Source, Writes},
+    snapshot::state,
+    written::Written,
+};
 
 /// Upper bound of a manifest's length in bytes.
 const MAX_MANIFEST: u64 = 64 * 1024;
+
+/// Name of the record of what a start writes to, in a template's folder.
+const WRITTEN: &str = "written";
 
 /// Seconds of a day.
 const DAY: u64 = 24 * 60 * 60;
@@ -49,6 +56,7 @@ pub struct Template {
     folder: OwnedFd,
     memory: File,
     state: File,
+    written: Option<File>,
 }
 
 impl Store {
@@ -213,12 +221,15 @@ impl Store {
         {
             return Err(damaged("checksum of state differs".into()));
         }
+        // A hint, not a part of the template: without it a start takes longer.
+        let written = open(WRITTEN).ok();
         Ok(Template {
             manifest,
             path,
             folder,
             memory,
             state,
+            written,
         })
     }
 
@@ -353,11 +364,53 @@ impl Template {
     /// The source of a launch that forks it, and the descriptors that go with it.
     pub fn source(&self) -> (Source, [BorrowedFd<'_>; 2]) {
         (
-            Source::Fork {
-                template: self.manifest.id.clone(),
-            },
+            self.fork(Writes::Ignore),
             [self.memory.as_fd(), self.state.as_fd()],
         )
+    }
+
+    /// The same for a container's start, whose writes are expected if another's were recorded, and recorded if not.
+    pub fn source_of_start(&self) -> (Source, Vec<BorrowedFd<'_>>) {
+        let mut descriptors = vec![self.memory.as_fd(), self.state.as_fd()];
+        let writes = match &self.written {
+            Some(file) => {
+                descriptors.push(file.as_fd());
+                Writes::Expect
+            }
+            None => Writes::Record,
+        };
+        (self.fork(writes), descriptors)
+    }
+
+    fn fork(&self, writes: Writes) -> Source {
+        Source::Fork {
+            template: self.manifest.id.clone(),
+            writes,
+        }
+    }
+
+    /// Whether the start of a child is to be recorded.
+    pub fn records(&self) -> bool {
+        self.written.is_none()
+    }
+
+    /// Keeps what a start has written to, unless another child's is there already.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to.
+    pub fn keep_written(&self, written: &Written) -> Result<(), Error> {
+        let failed = || Error::file("write", self.path.join(WRITTEN));
+        // Without a name until it is whole.
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mut file = openat(&self.folder, ".", flags, Mode::RUSR | Mode::WUSR)
+            .map(File::from)
+            .map_err(|errno| failed()(errno.into()))?;
+        serde_json::to_writer(&mut file, written).map_err(|error| failed()(error.into()))?;
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match linkat(CWD, unnamed, &self.folder, WRITTEN, AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(failed()(errno.into())),
+        }
     }
 
     /// Reads all of the memory and compares its checksum: about a second for each GiB of data.

@@ -3,12 +3,13 @@ use std::{fs::File, io::Read};
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::{Event, Export, Launch, NetworkNamespace, Purpose, Request, Source};
+use crate::control::{Event, Export, Launch, NetworkNamespace, Purpose, Request, Source, Writes};
 
 fn launch(exports: usize) -> Request {
     Request::Launch(Launch {
         source: Source::Fork {
             template: "0123456789abcdef".into(),
+            writes: Writes::Ignore,
         },
         purpose: Purpose::Run,
         network_namespace: NetworkNamespace::Join,

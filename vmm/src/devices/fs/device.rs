@@ -24,6 +24,8 @@ const QUEUES: [u16; 2] = [128, 512];
 /// long as the host's disks do.
 pub struct Fs {
     queues: Vec<Virtqueue>,
+    /// Called before the first request is looked at.
+    before_first: Option<Box<dyn FnOnce() + Send>>,
     config: Arc<ConfigSpace>,
     pub(super) answerer: Answerer,
 }
@@ -36,6 +38,11 @@ impl Fs {
         Ok(Fs::serving(server))
     }
 
+    /// Has `call` made, by the device's thread, when the guest's first request arrives and before it is looked at.
+    pub(crate) fn call_before_first_request(&mut self, call: Box<dyn FnOnce() + Send>) {
+        self.before_first = Some(call);
+    }
+
     pub(super) fn serving(server: FileServer) -> Self {
         let mut config = vec![0; TAG_BYTES];
         config[..TAG.len()].copy_from_slice(TAG.as_bytes());
@@ -43,6 +50,7 @@ impl Fs {
         config.extend_from_slice(&request_queues.to_le_bytes());
         Fs {
             queues: Vec::new(),
+            before_first: None,
             config: Arc::new(ConfigSpace::new(config)),
             answerer: Answerer::new(Arc::new(server)),
         }
@@ -85,8 +93,14 @@ impl VirtioDevice for Fs {
         if let Err(error) = answerer.files().prepare_thread() {
             log::error!("the file server's thread cannot be set up, so it makes no files: {error}");
         }
+        let before_first = &mut self.before_first;
         match self.queues.get_mut(index) {
-            Some(queue) => queue.serve(|chain| answerer.answer(chain)),
+            Some(queue) => queue.serve(|chain| {
+                if let Some(call) = before_first.take() {
+                    call();
+                }
+                answerer.answer(chain)
+            }),
             None => Ok(()),
         }
     }

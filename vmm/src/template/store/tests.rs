@@ -32,7 +32,8 @@ fn a_whole_template_is_listed_and_opened() {
     assert_eq!(
         source,
         Source::Fork {
-            template: id.into()
+            template: id.into(),
+            writes: Writes::Ignore,
         }
     );
     store.open(&identity).unwrap();
