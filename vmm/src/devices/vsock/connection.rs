@@ -136,6 +136,12 @@ impl Connection {
         self.guest_port
     }
 
+    /// Bytes held for the stream.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn kept(&self) -> usize {
+        self.backlog.capacity()
+    }
+
     /// Whether the guest still knows the connection.
     pub(super) fn is_live(&self) -> bool {
         self.phase != Phase::Draining

@@ -57,6 +57,12 @@ impl Vsock {
         Ok(())
     }
 
+    /// Connections, and the bytes that they hold for slow readers.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn kept(&self) -> (usize, usize) {
+        self.multiplexer.kept()
+    }
+
     pub(super) fn next_port(&self) -> u32 {
         self.multiplexer.next_port()
     }

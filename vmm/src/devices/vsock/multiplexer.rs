@@ -71,6 +71,12 @@ impl Multiplexer {
         self.next_port
     }
 
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn kept(&self) -> (usize, usize) {
+        let bytes = self.connections.values().map(Connection::kept).sum();
+        (self.connections.len(), bytes)
+    }
+
     /// Describes one of the connections, if there are any.
     pub(super) fn in_flight(&self) -> Option<String> {
         if let Some((host, connection)) = self.connections.iter().next() {
