@@ -21,6 +21,9 @@ const RING_BYTES: u64 = 0x4000;
 /// Behind the rings.
 pub const BUFFERS: u64 = RINGS + QUEUES as u64 * RING_BYTES;
 
+/// Most forks of one machine.
+const FORKS: u8 = 2;
+
 /// Descriptor flags.
 const NEXT: u16 = 1;
 /// The device writes.
@@ -50,6 +53,7 @@ pub struct Guest {
     /// Where the device's registers are.
     registers: u64,
     rings: [Ring; QUEUES],
+    forks: u8,
 }
 
 impl Guest {
@@ -65,15 +69,18 @@ impl Guest {
             machine,
             registers,
             rings: Default::default(),
+            forks: 0,
         }
     }
 
-    /// Replaces the machine by a fork of it, if it can be frozen.
+    /// Replaces the machine by a fork of it, if it can be frozen. The first times only: it takes as
+    /// long as all else.
     pub fn fork(&mut self, backends: Backends) {
         let devices = self.machine.devices();
-        if devices.quiesce().is_err() {
+        if self.forks == FORKS || devices.quiesce().is_err() {
             return;
         }
+        self.forks += 1;
         let state = postcard::to_stdvec(&devices.save().expect("every slot")).expect("bytes");
         let state = postcard::from_bytes(&state).expect("what was saved can be read");
         let memory = self.memory.clone();
@@ -275,13 +282,11 @@ impl Guest {
     /// The end of every input: after a reset the device leaves the guest's memory alone.
     pub fn finish(self) {
         self.set(VIRTIO_MMIO_STATUS, 0);
-        let before = ram::copy(&self.memory);
+        let before = ram::checksum(&self.memory);
         for queue in 0..QUEUES {
             self.notify(queue);
         }
-        assert!(
-            ram::copy(&self.memory) == before,
-            "memory was touched after a reset"
-        );
+        let after = ram::checksum(&self.memory);
+        assert_eq!(before, after, "memory was touched after a reset");
     }
 }

@@ -58,7 +58,7 @@ impl Vsock {
     }
 
     /// Connections, and the bytes that they hold for slow readers.
-    #[cfg(feature = "fuzzing")]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn kept(&self) -> (usize, usize) {
         self.multiplexer.kept()
     }

@@ -71,7 +71,7 @@ impl Multiplexer {
         self.next_port
     }
 
-    #[cfg(feature = "fuzzing")]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn kept(&self) -> (usize, usize) {
         let bytes = self.connections.values().map(Connection::kept).sum();
         (self.connections.len(), bytes)

@@ -221,3 +221,25 @@ fn resets_wait_for_buffers_and_hold_the_guests_packets_up() {
     assert_eq!(answered, 300 - left, "every one is answered in the end");
     machine.device.drain().unwrap();
 }
+
+#[test]
+fn a_slow_reader_costs_no_more_than_its_buffer() {
+    let mut machine = Machine::new();
+    let (mut stream, guest) = machine.connect(5, 0x1_0000);
+    let data = pattern(50_000);
+    let (mut taken, mut sent) = (0, 0_u32);
+    // Always as much as the credit allows, while the host takes a little at a time.
+    for _ in 0..200 {
+        machine.send(guest.packet(op::CREDIT_REQUEST), &[]);
+        for (packet, _) in machine.receive_all() {
+            taken = packet.fwd_cnt;
+        }
+        let room = (BUFFER - (sent - taken)).min(data.len() as u32);
+        machine.send(guest.packet(op::RW), &data[..room as usize]);
+        sent += room;
+        assert!(machine.device.kept().1 <= BUFFER as usize);
+        let _ = stream.read(&mut [0; 9000]).unwrap();
+    }
+    assert!(sent > 4 * BUFFER, "{sent} bytes were sent");
+    assert_eq!(machine.device.kept().0, 1, "the connection is still there");
+}
