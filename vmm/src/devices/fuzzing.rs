@@ -35,7 +35,7 @@ impl Wiring for Unwired {
 pub struct Kept {
     /// vsock connections, at most [`super::vsock::MAX_CONNECTIONS`].
     pub connections: usize,
-    /// Bytes of all vsock connections, at most [`super::vsock::BUFFER`] each.
+    /// The most bytes that one of them holds, at most [`super::vsock::BUFFER`].
     pub bytes: usize,
     /// Nodes of the file server, nodes with a descriptor, and open files.
     pub files: [usize; 3],

@@ -256,5 +256,26 @@ pub fn seeds() -> Vec<Vec<u8>> {
         .raw(&[step::REGISTER, 0x1c, 0, 0, 0, 0, step::WRITE, 0, 1, 2, 7, 7])
         .raw(&[step::READ, 0, 1, 16, step::TURN]);
     seeds.push(raw.0);
+    // Buffers that begin in memory and end outside of it, again and again.
+    let mut edge = Output::default()
+        .raw(&[step::BRING_UP])
+        .u64(u64::MAX)
+        .u16(8);
+    for flags in [0, WRITE] {
+        for queue in 0..2 {
+            edge = edge
+                .u8(step::DESCRIBE)
+                .u8(queue)
+                .u16(0)
+                .u64(BUFFERS)
+                .u32(u32::MAX)
+                .u16(flags)
+                .u16(0);
+            for _ in 0..30 {
+                edge = edge.raw(&[step::PUBLISH, queue, 0, 0, step::NOTIFY, queue, step::TURN]);
+            }
+        }
+    }
+    seeds.push(edge.0);
     seeds
 }

@@ -73,8 +73,8 @@ impl Multiplexer {
 
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn kept(&self) -> (usize, usize) {
-        let bytes = self.connections.values().map(Connection::kept).sum();
-        (self.connections.len(), bytes)
+        let bytes = self.connections.values().map(Connection::kept).max();
+        (self.connections.len(), bytes.unwrap_or(0))
     }
 
     /// Describes one of the connections, if there are any.
