@@ -1,5 +1,5 @@
-//! The files of the template store that are text: `manifest.json` of a template, and the remembered
-//! digests, `.digests.json`.
+//! The files of the template store that are text: `manifest.json` of a template, the remembered
+//! digests, `.digests.json`, and the record of what happened.
 //!
 //! *The attacker* can write these files, or the disk has damaged them.
 //!
@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use forkvm_vmm::fuzzing;
-use forkvm_vmm::template::Store;
+use forkvm_vmm::template::{Record, RecordFile, Store};
 
 use crate::heap;
 use crate::place;
@@ -29,15 +29,28 @@ pub fn run(bytes: &[u8]) {
     place::with(|place| {
         heap::bounded(HEAP, || {
             let root = &place.scratch();
-            if kind % 2 == 0 {
-                fs::write(root.join(".digests.json"), text).expect("a file");
-                // A cache that cannot be read is an empty one.
-                let _ = fuzzing::digests(root);
-            } else {
-                inspect(root, text);
+            match kind % 3 {
+                0 => {
+                    fs::write(root.join(".digests.json"), text).expect("a file");
+                    // A cache that cannot be read is an empty one.
+                    let _ = fuzzing::digests(root);
+                }
+                1 => inspect(root, text),
+                _ => record(root, text),
             }
         });
     });
+}
+
+/// What cannot be read begins anew; what can goes on.
+fn record(root: &Path, text: &[u8]) {
+    let path = root.join("record.json");
+    fs::write(&path, text).expect("a file");
+    let file = RecordFile::new(path);
+    let _ = file.read();
+    file.change(|record| record.fell_back("a container", "a reason"));
+    let last = file.read().expect("a record").last_fall_back;
+    assert_eq!(last.expect("what was counted").reason, "a reason");
 }
 
 fn inspect(root: &Path, manifest: &[u8]) {
@@ -63,10 +76,14 @@ fn inspect(root: &Path, manifest: &[u8]) {
 /// A manifest and a cache as the store writes them.
 pub fn seeds() -> Vec<Vec<u8>> {
     let [manifest, digests] = fuzzing::example_texts(Path::new("/proc/version")).expect("texts");
+    let mut record = Record::default();
+    record.fell_back("a container", "why");
+    let record = serde_json::to_vec(&record).expect("a text in memory");
     vec![
         [&[1], &manifest[..]].concat(),
         [&[0], &digests[..]].concat(),
         b"\x01{}".to_vec(),
         b"\x00{}".to_vec(),
+        [&[2], &record[..]].concat(),
     ]
 }
