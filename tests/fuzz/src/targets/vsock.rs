@@ -168,6 +168,8 @@ impl World {
         if self.connections.len() == CONNECTIONS {
             return;
         }
+        // Each to another port, so that requests are told apart.
+        let guest_port = guest_port << 8 | self.connections.len() as u32;
         let (ours, theirs) = UnixStream::pair().expect("a stream");
         ours.set_nonblocking(true).expect("a stream");
         let devices = self.guest.machine.devices();
