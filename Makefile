@@ -12,7 +12,7 @@ AGENT := $(TARGET)/agent/x86_64-unknown-linux-gnu/release/forkvm-agent
 MULTIARCH := x86_64-linux-gnu
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build binaries agent kernel guest install images host shell demo test figures report fmt lint clean
+.PHONY: help deps build binaries agent kernel guest install images host shell demo test fuzz figures report fmt lint clean
 
 help: ## this text
 	@echo "usage: make TARGET"; echo
@@ -23,6 +23,10 @@ demo: ## containers in forked microVMs beside runc, timed; installs and builds w
 
 test: ## formatting, lints, unit tests and the end-to-end tables
 	@tests/run
+
+fuzz: ## fuzz by hand: make fuzz TARGET=files TIME=10m (all targets, a minute each, if nothing is said)
+	@# TARGET is the folder of what is built, unless it was said on the command line of this very make.
+	@tests/fuzz-run --time $(or $(TIME),60) $(if $(filter command%,$(origin TARGET)),$(TARGET))
 
 figures: ## measure one set of figures afresh: make figures NAME=demo
 	@$(if $(NAME),tests/figures $(NAME),echo "name the figures: make figures NAME=demo" >&2; exit 2)

@@ -49,6 +49,9 @@ const LIST: Duration = Duration::from_secs(2);
 /// How long the guest may take to remove the container before its machine is killed.
 const REMOVE: Duration = Duration::from_secs(2);
 
+/// Most bytes of a text that the guest answers with: the sentence of an error, its causes and names of files.
+const MESSAGE: usize = 1024;
+
 /// Longest call to the agent that ttrpc can express: calls have limits of their own above this.
 const NO_LIMIT: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -218,7 +221,7 @@ fn guest_error(call: &'static str, error: ttrpc::Error) -> MachineError {
         ttrpc::Error::RpcStatus(status) => MachineError::Guest {
             call,
             code: status.code(),
-            message: status.message,
+            message: cut(status.message),
         },
         other => MachineError::Guest {
             call,
@@ -226,6 +229,16 @@ fn guest_error(call: &'static str, error: ttrpc::Error) -> MachineError {
             message: other.to_string(),
         },
     }
+}
+
+/// The guest's text, for logs and clients, which are not its to fill.
+fn cut(mut message: String) -> String {
+    if message.len() > MESSAGE {
+        let end = (0..=MESSAGE).rev().find(|&at| message.is_char_boundary(at));
+        message.truncate(end.unwrap_or(0));
+        message.push_str(" [...]");
+    }
+    message
 }
 
 fn no_limit() -> context::Context {
@@ -432,5 +445,22 @@ impl Machine for Vm {
             log::warn!("{error}");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MESSAGE, cut};
+
+    #[test]
+    fn the_guest_does_not_fill_the_log() {
+        assert_eq!(cut("no such file".to_owned()), "no such file");
+        // A character of three bytes lies across the bound.
+        let long = cut("\u{20ac}".repeat(MESSAGE));
+        assert!(
+            long.len() < MESSAGE + 10 && long.ends_with("\u{20ac} [...]"),
+            "{}",
+            long.len()
+        );
     }
 }

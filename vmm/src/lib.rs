@@ -5,6 +5,8 @@ mod boot;
 pub use boot::cpuid::on_software_processor;
 pub mod control;
 pub mod devices;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod launch;
 pub mod memory;
 pub mod monitor;

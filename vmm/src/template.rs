@@ -16,6 +16,8 @@ mod budget;
 mod build;
 pub mod digest;
 mod freeze;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod identity;
 mod leftovers;
 mod lock;

@@ -200,6 +200,15 @@ impl EventLoop {
         Ok(())
     }
 
+    /// One round of the thread's work in the caller's, without waiting. False if there was none.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn turn(&self) -> io::Result<bool> {
+        let mut events = [EpollEvent::default(); BATCH];
+        let count = self.epoll.wait(0, &mut events)?;
+        dispatch(&events[..count], &lock(&self.state).slots);
+        Ok(count > 0)
+    }
+
     /// Ends the thread after the event it is processing.
     pub(super) fn stop(&self) -> io::Result<()> {
         let Some(thread) = lock(&self.state).thread.take() else {
@@ -240,22 +249,29 @@ fn run(epoll: &Epoll, slots: &[Arc<Slot>]) {
                 return;
             }
         };
-        for event in &events[..count] {
-            let value = event.data();
-            if value == STOP {
-                // The events taken together with it are processed: nobody is told of them again.
-                stopping = true;
-                continue;
-            }
-            let Some(slot) = slots.get((value >> SLOT_SHIFT) as usize) else {
-                continue;
-            };
-            let low = value as u32;
-            if value & QUEUE != 0 {
-                slot.process_queue(low as usize);
-            } else {
-                slot.process_source(low, event.event_set());
-            }
+        // The events taken together with the last one are processed: nobody is told of them again.
+        stopping = dispatch(&events[..count], slots);
+    }
+}
+
+/// Has the devices work on these events. True if one of them ends the thread.
+fn dispatch(events: &[EpollEvent], slots: &[Arc<Slot>]) -> bool {
+    let mut stopping = false;
+    for event in events {
+        let value = event.data();
+        if value == STOP {
+            stopping = true;
+            continue;
+        }
+        let Some(slot) = slots.get((value >> SLOT_SHIFT) as usize) else {
+            continue;
+        };
+        let low = value as u32;
+        if value & QUEUE != 0 {
+            slot.process_queue(low as usize);
+        } else {
+            slot.process_source(low, event.event_set());
         }
     }
+    stopping
 }

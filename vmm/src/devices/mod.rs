@@ -4,6 +4,8 @@
 pub mod console;
 pub mod event_loop;
 pub mod fs;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod net;
 pub mod rng;
 pub mod virtio;

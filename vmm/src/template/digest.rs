@@ -102,6 +102,15 @@ impl Cache {
             .unwrap_or_default()
     }
 
+    /// A cache with one file and a machine in it.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn example(file: &Path, machine: Machine) -> Result<Self, Error> {
+        let mut cache = Self::default();
+        cache.file(file)?;
+        cache.machine = Some(("a boot".into(), machine));
+        Ok(cache)
+    }
+
     /// Writes the cache beside itself and renames it. Two writers at once: the last wins.
     pub(super) fn save(&self, root: &Path) -> io::Result<()> {
         let path = Self::path(root);

@@ -66,7 +66,7 @@ pub struct Failure {
 impl Record {
     /// Counts a container that was booted for want of a template.
     pub fn fell_back(&mut self, container: &str, reason: &str) {
-        self.fall_backs += 1;
+        self.fall_backs = self.fall_backs.saturating_add(1);
         self.last_fall_back = Some(FallBack {
             at: now(),
             container: container.to_owned(),
@@ -75,12 +75,12 @@ impl Record {
     }
 
     pub(super) fn succeeded(&mut self, id: &str) {
-        self.built += 1;
+        self.built = self.built.saturating_add(1);
         self.failures.remove(id);
     }
 
     pub(super) fn failed(&mut self, id: &str, reason: &str) {
-        self.failed += 1;
+        self.failed = self.failed.saturating_add(1);
         let failure = Failure {
             at: now(),
             reason: shortened(reason),

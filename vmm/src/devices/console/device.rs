@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _};
 
 use crate::devices::virtio::{
     Activation, Chain, ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue,
@@ -113,8 +113,12 @@ impl Output {
         let Some(file) = &mut self.file else { return };
         let length = u64::from(length);
         let fits = length.min(self.left) as usize;
-        // A file that cannot be written is given up: a full disk will not get better by trying,
-        // and a buffer outside memory is the guest's own loss.
+        // A buffer outside memory is the guest's own loss. Looked at before: what lies inside would
+        // be written, and not be counted.
+        if !memory.check_range(start, fits) {
+            return;
+        }
+        // A file that cannot be written is given up: a full disk will not get better by trying.
         let failed = match memory.write_all_volatile_to(start, file, fits) {
             Ok(()) => None,
             Err(vm_memory::GuestMemoryError::IOError(error)) => Some(error),

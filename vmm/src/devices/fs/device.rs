@@ -43,6 +43,14 @@ impl Fs {
         self.before_first = Some(call);
     }
 
+    /// Nodes, nodes that hold a descriptor, and open files; and the bounds of each.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn kept(&self) -> ([usize; 3], Limits) {
+        let files = self.answerer.files();
+        let (nodes, open) = files.nodes().counts();
+        ([nodes, open, files.open_files()], files.limits)
+    }
+
     pub(super) fn serving(server: FileServer) -> Self {
         let mut config = vec![0; TAG_BYTES];
         config[..TAG.len()].copy_from_slice(TAG.as_bytes());

@@ -408,7 +408,7 @@ impl NodeTable {
     }
 
     /// Number of nodes, the root included, and how many of them hold a descriptor.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.nodes.len(), self.open)
     }

@@ -30,6 +30,10 @@ pub enum QueueError {
         /// Number of descriptors.
         size: u16,
     },
+    /// More is available than the queue has room for, while the driver is at rest: rings that lie
+    /// upon each other, or upon buffers, fill themselves.
+    #[error("virtqueue: it is not empty after as many chains as it has descriptors")]
+    Endless,
 }
 
 /// What is saved of a queue: [`virtio_queue::QueueState`], which has no serde, field by field.
@@ -229,12 +233,15 @@ impl Virtqueue {
         Ok(())
     }
 
-    /// [`serve`](Self::serve) until the queue is empty. It ends only if the driver is at rest.
-    pub fn serve_all(&mut self, mut answer: impl FnMut(Chain) -> u32) -> Result<(), QueueError> {
-        while !self.is_empty()? {
-            self.serve(&mut answer)?;
+    /// [`serve`](Self::serve) until the queue is empty, with the driver at rest.
+    pub fn serve_all(&mut self, answer: impl FnMut(Chain) -> u32) -> Result<(), QueueError> {
+        // As many as there can be.
+        self.serve(answer)?;
+        if self.is_empty()? {
+            Ok(())
+        } else {
+            Err(QueueError::Endless)
         }
-        Ok(())
     }
 
     /// Whether the driver has made nothing available. Only reads guest memory.

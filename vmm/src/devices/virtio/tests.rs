@@ -64,6 +64,26 @@ fn a_driver_that_goes_on_and_on_does_not_keep_the_device() {
 }
 
 #[test]
+fn a_queue_that_fills_itself_does_not_keep_a_device_from_its_rest() {
+    let memory = memory(0x10000);
+    let board = Board::new(&memory, 1);
+    let mut driver = DriverQueue::new(&memory, 0x1000, 8);
+    let mut queue = board.queues(&[driver.state()]).remove(0);
+    driver.offer(&[BUFFER]);
+    let mut served = 0;
+    let outcome = queue.serve_all(|_| {
+        served += 1;
+        if driver.free_descriptors() == 0 {
+            driver.take_used();
+        }
+        driver.offer(&[BUFFER]);
+        0
+    });
+    assert!(matches!(outcome, Err(QueueError::Endless)), "{outcome:?}");
+    assert_eq!(served, 8);
+}
+
+#[test]
 fn a_served_queue_asks_for_the_next_notification() {
     let memory = memory(0x10000);
     let board = Board::new(&memory, 1);

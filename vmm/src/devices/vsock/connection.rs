@@ -136,6 +136,12 @@ impl Connection {
         self.guest_port
     }
 
+    /// Bytes held for the stream.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn kept(&self) -> usize {
+        self.backlog.capacity()
+    }
+
     /// Whether the guest still knows the connection.
     pub(super) fn is_live(&self) -> bool {
         self.phase != Phase::Draining
@@ -191,11 +197,27 @@ impl Connection {
             }
         }
         self.forwarded += done as u32;
-        if done < payload.len && payload.append(done, &mut self.backlog).is_none() {
-            return Verdict::Reset;
+        if done < payload.len {
+            self.make_room(payload.len - done);
+            if payload.append(done, &mut self.backlog).is_none() {
+                return Verdict::Reset;
+            }
         }
         self.offer_credit();
         Verdict::Keep
+    }
+
+    /// Makes room in the backlog for `more` bytes, for which there is credit, and for at most
+    /// [`BUFFER`] in all: a vector left to itself would keep what was taken, and grow to twice that.
+    fn make_room(&mut self, more: usize) {
+        if self.backlog.len() + more > self.backlog.capacity() {
+            self.backlog.drain(..self.start);
+            self.start = 0;
+            let length = self.backlog.len();
+            // A power of two as BUFFER is, so that many small packets are not as many copies.
+            let room = (length + more).next_power_of_two();
+            self.backlog.reserve_exact(room - length);
+        }
     }
 
     fn take_shutdown(&mut self, flags: u32) -> Verdict {

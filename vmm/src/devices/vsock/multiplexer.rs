@@ -71,6 +71,12 @@ impl Multiplexer {
         self.next_port
     }
 
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn kept(&self) -> (usize, usize) {
+        let bytes = self.connections.values().map(Connection::kept).max();
+        (self.connections.len(), bytes.unwrap_or(0))
+    }
+
     /// Describes one of the connections, if there are any.
     pub(super) fn in_flight(&self) -> Option<String> {
         if let Some((host, connection)) = self.connections.iter().next() {

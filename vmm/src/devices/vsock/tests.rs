@@ -18,8 +18,12 @@ use crate::devices::virtio::testing::{Board, DriverQueue, memory};
 use crate::devices::virtio::{DrainError, Persist, QueueError, VirtioDevice};
 use crate::memory::GuestMemory;
 
+mod credit;
+mod ends;
+mod layout;
+mod life;
 mod model;
-mod rules;
+mod opening;
 
 const RX: usize = 0;
 const TX: usize = 1;

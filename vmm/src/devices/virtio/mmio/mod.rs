@@ -200,6 +200,12 @@ impl MmioTransport {
         }
     }
 
+    /// The device behind the registers.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn device(&self) -> &SharedDevice {
+        &self.device
+    }
+
     /// The device's interrupt.
     pub(crate) fn interrupt(&self) -> &Interrupt {
         &self.interrupt
