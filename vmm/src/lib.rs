@@ -8,6 +8,7 @@ pub mod devices;
 mod launch;
 pub mod memory;
 pub mod monitor;
+mod page_cache;
 mod process;
 pub mod snapshot;
 pub mod template;

@@ -11,17 +11,20 @@ use std::{
         unix::net::UnixStream,
     },
     sync::mpsc,
+    time::Instant,
 };
 
-use forkvm_api::{WARM_UP, points};
-use rustix::event::{PollFd, PollFlags, poll};
+use forkvm_api::{RECLAIM_PORT, WARM_UP, points};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{
     control::{self, Event, FailureKind, Request, Socket, TimePoint},
     devices::Backends,
     launch::{self, Parts, Start},
-    memory, process,
+    memory::{self, Backing},
+    page_cache::PageCache,
+    process,
     snapshot::state,
     vcpu::{Report, Reports},
     vm::{self, Boot, Machine, Running},
@@ -133,11 +136,12 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         Some(console) => Some(console.try_clone().map_err(broken("the console"))?),
         None => None,
     };
-    let backends = Backends {
+    let mut backends = Backends {
         exports: parts.exports,
         console: parts.console,
         taps: Vec::new(),
         entropy: parts.freeze.is_none(),
+        memory: Backing::Anonymous,
     };
     // Held to the end: the lock on the template's memory file belongs to this description.
     let (machine, _template) = match parts.start {
@@ -152,7 +156,10 @@ fn serve(socket: &Socket) -> Result<(), Error> {
                 cmdline = format!("{WARM_UP} {cmdline}");
             }
             let memory = match &parts.freeze {
-                Some(files) => memory::shared(&files.memory, memory_bytes),
+                Some(files) => {
+                    backends.memory = Backing::Shared;
+                    memory::shared(&files.memory, memory_bytes)
+                }
                 None => memory::anonymous(memory_bytes),
             }
             .map_err(vm::Error::from)?;
@@ -185,9 +192,11 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         wake: wake.try_clone().map_err(broken("an event"))?,
     };
     let running = machine.start(console, parts.freeze.is_some(), (reports, receiver))?;
+    let traffic = running.shared().devices.file_traffic();
     let mut control = Control {
         socket,
         running,
+        page_cache: PageCache::new(traffic, wake.try_clone().map_err(broken("an event"))?),
         wake,
         times,
         freeze: parts.freeze,
@@ -200,11 +209,12 @@ fn serve(socket: &Socket) -> Result<(), Error> {
 fn fork(
     memory: &File,
     state: &File,
-    backends: Backends,
+    mut backends: Backends,
     times: &mut Times,
 ) -> Result<Machine, vm::Error> {
     let snapshot = state::parse(&state::read(state)?)?;
     let mapped = memory::private(memory, snapshot.memory.bytes, &snapshot.memory.segments)?;
+    backends.memory = Backing::template(snapshot.memory.bytes, &snapshot.memory.segments)?;
     times.pass(points::TEMPLATE_MAPPED);
     Machine::fork(mapped, &snapshot, backends, || {
         times.pass(points::VM_CREATED);
@@ -232,6 +242,7 @@ impl Times {
 struct Control<'a> {
     socket: &'a Socket,
     running: Running,
+    page_cache: PageCache,
     wake: EventFd,
     times: Times,
     freeze: Option<launch::Frozen>,
@@ -249,7 +260,11 @@ impl Control<'_> {
                     PollFd::new(self.socket, PollFlags::IN),
                     PollFd::from_borrowed_fd(borrow(&self.wake), PollFlags::IN),
                 ];
-                match poll(&mut wait, None) {
+                let rest = self.page_cache.deadline().map(|at| {
+                    let rest = at.saturating_duration_since(Instant::now());
+                    Timespec::try_from(rest).unwrap_or_default()
+                });
+                match poll(&mut wait, rest.as_ref()) {
                     Ok(_) => {}
                     Err(rustix::io::Errno::INTR) => continue,
                     Err(errno) => return Err(broken("poll")(errno.into())),
@@ -265,12 +280,23 @@ impl Control<'_> {
                     }
                 }
             }
+            self.ask_for_page_cache();
             if request {
                 match self.socket.receive::<Request>()? {
                     None => return Ok(()),
                     Some((request, fds)) => self.request(request, fds)?,
                 }
             }
+        }
+    }
+
+    /// Asks the guest for what it has cached of files, if it is time to.
+    fn ask_for_page_cache(&mut self) {
+        if self.page_cache.look(Instant::now())
+            && let Some(stream) = self.page_cache.ask()
+            && let Err(error) = self.running.shared().devices.connect(RECLAIM_PORT, stream)
+        {
+            log::warn!("the guest cannot be asked for its page cache: {error}");
         }
     }
 

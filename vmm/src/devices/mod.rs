@@ -1,6 +1,7 @@
 //! The devices of a machine: a fixed set of virtio devices in fixed slots, so that a template has
 //! booted with every device that a child may need. `docs/devices.md` tells how one is added.
 
+pub mod balloon;
 pub mod console;
 pub mod event_loop;
 pub mod fs;
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
 
+use balloon::{Balloon, BalloonState};
 use console::{Console, ConsoleState};
 use event_loop::{EventLoop, SharedDevice, lock};
 use fs::{Fs, FsState};
@@ -30,7 +32,7 @@ use virtio::mmio::{self, Connect, MmioTransport, Notifications, TransportArgs, T
 use virtio::{DrainError, InterruptLine, Persist};
 use vsock::{Vsock, VsockArgs, VsockState};
 
-use crate::memory::GuestMemory;
+use crate::memory::{Backing, GuestMemory};
 
 /// Guest-physical address of the registers of slot 0. Each slot has one page.
 pub const MMIO_BASE: u64 = 0xd000_0000;
@@ -51,10 +53,11 @@ enum Slot {
     Console = 3,
     /// The first of [`NET_SLOTS`].
     Net = 4,
+    Balloon = Slot::Net as usize + NET_SLOTS as usize,
 }
 
 /// Number of slots.
-const SLOTS: usize = Slot::Net as usize + NET_SLOTS as usize;
+const SLOTS: usize = Slot::Balloon as usize + 1;
 
 /// Errors of the devices as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +126,8 @@ pub struct Backends {
     pub taps: Vec<File>,
     /// Whether the guest gets random bytes of the host. Not in a template: it would keep them.
     pub entropy: bool,
+    /// What the guest's memory is mapped from, for giving it back.
+    pub memory: Backing,
 }
 
 /// The state of all devices, saved in a template.
@@ -133,6 +138,7 @@ pub struct DevicesState {
     rng: (TransportState, RngState),
     console: (TransportState, ConsoleState),
     net: Vec<(TransportState, NetState)>,
+    balloon: (TransportState, BalloonState),
 }
 
 /// The devices of one machine. vCPUs' threads, the control thread and the devices' own threads
@@ -145,6 +151,7 @@ pub struct Devices {
     rng: Arc<Mutex<Rng>>,
     console: Arc<Mutex<Console>>,
     net: Vec<Arc<Mutex<Net>>>,
+    balloon: Arc<Mutex<Balloon>>,
     fs: Arc<Mutex<Fs>>,
     event_loop: EventLoop,
     /// The file server's own: its requests take as long as the host's disks do.
@@ -258,6 +265,10 @@ impl Devices {
             };
             net.push(Arc::new(Mutex::new(device)));
         }
+        let balloon = match state {
+            Some(state) => Balloon::restore(backends.memory, &state.balloon.1)?,
+            None => Balloon::new(backends.memory),
+        };
         let fs = match state {
             Some(state) => Fs::restore(backends.exports, &state.fs.1)?,
             None => Fs::new(backends.exports)?,
@@ -269,6 +280,7 @@ impl Devices {
             rng: Arc::new(Mutex::new(rng)),
             console: Arc::new(Mutex::new(console)),
             net,
+            balloon: Arc::new(Mutex::new(balloon)),
             fs: Arc::new(Mutex::new(fs)),
             event_loop,
             fs_loop: EventLoop::new("fs")?,
@@ -306,6 +318,13 @@ impl Devices {
             let state = state.map(|state| &state.net[index].0);
             devices.plug(Slot::Net as usize + index, net, wiring, state)?;
         }
+        let balloon = Arc::clone(&devices.balloon);
+        devices.plug(
+            Slot::Balloon as usize,
+            balloon,
+            wiring,
+            state.map(|state| &state.balloon.0),
+        )?;
         Ok(devices)
     }
 
@@ -393,6 +412,11 @@ impl Devices {
             .map_err(|source| Error::Connect { port, source })
     }
 
+    /// How much passes between the guest and the file server.
+    pub fn file_traffic(&self) -> Arc<fs::Traffic> {
+        Arc::clone(lock(&self.fs).traffic())
+    }
+
     /// Starts the devices' threads. Interrupt controllers and vCPUs have their state by now, as a
     /// restored device may interrupt at once.
     pub fn start(&self) -> Result<(), Error> {
@@ -419,6 +443,10 @@ impl Devices {
             (
                 Slot::Console as usize,
                 Arc::clone(&self.console) as SharedDevice,
+            ),
+            (
+                Slot::Balloon as usize,
+                Arc::clone(&self.balloon) as SharedDevice,
             ),
         ];
         let net = self.net.iter().enumerate().map(|(index, device)| {
@@ -461,6 +489,10 @@ impl Devices {
                 lock(&self.console).save(),
             ),
             net: net.collect::<Result<_, Error>>()?,
+            balloon: (
+                transport(Slot::Balloon as usize)?,
+                lock(&self.balloon).save(),
+            ),
         })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
 use super::request::Answerer;
-use super::{Error, Export, FileServer, Limits};
+use super::{Error, Export, FileServer, Limits, Traffic};
 use crate::devices::virtio::{
     Activation, ConfigSpace, DrainError, F_EVENT_IDX, F_INDIRECT_DESC, QueueError, VirtioDevice,
     Virtqueue,
@@ -26,6 +26,7 @@ pub struct Fs {
     queues: Vec<Virtqueue>,
     config: Arc<ConfigSpace>,
     pub(super) answerer: Answerer,
+    traffic: Arc<Traffic>,
 }
 
 impl Fs {
@@ -45,7 +46,13 @@ impl Fs {
             queues: Vec::new(),
             config: Arc::new(ConfigSpace::new(config)),
             answerer: Answerer::new(Arc::new(server)),
+            traffic: Arc::default(),
         }
+    }
+
+    /// How much passes between the guest and the server.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 }
 
@@ -86,7 +93,16 @@ impl VirtioDevice for Fs {
             log::error!("the file server's thread cannot be set up, so it makes no files: {error}");
         }
         match self.queues.get_mut(index) {
-            Some(queue) => queue.serve(|chain| answerer.answer(chain)),
+            Some(queue) => queue.serve(|chain| {
+                let asked: u64 = chain
+                    .clone()
+                    .readable()
+                    .map(|part| u64::from(part.len()))
+                    .sum();
+                let written = answerer.answer(chain);
+                self.traffic.add(asked.saturating_add(written.into()));
+                written
+            }),
             None => Ok(()),
         }
     }
