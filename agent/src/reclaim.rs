@@ -16,7 +16,7 @@ const STAT: &str = "/sys/fs/cgroup/forkvm/memory.stat";
 const RECLAIM: &str = "/sys/fs/cgroup/forkvm/memory.reclaim";
 
 /// What is left to the containers: the code of what they run. The kernel takes what was used least.
-const KEPT: u64 = 4 << 20;
+const KEPT: u64 = 2 << 20;
 
 /// Bytes that are reclaimed at once: the agent answers nobody meanwhile.
 const STEP: u64 = 4 << 20;

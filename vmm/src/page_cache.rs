@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::devices::fs::Traffic;
 
 /// Bytes that pass before it is worth the while.
-const MUCH: u64 = 8 << 20;
+const MUCH: u64 = 4 << 20;
 /// How long the guest's files have to rest.
 const REST: Duration = Duration::from_secs(5);
 /// Fewer bytes than this within [`REST`] are rest: a program that writes a log is at it for ever.
