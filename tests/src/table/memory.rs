@@ -143,8 +143,8 @@ fn one_of_two(scene: &Scene<'_>) -> Result<(), Failure> {
     other.write(b"\n")?;
     other.line("freed", scene.deadline())?;
     if scene.runtime == Runtime::Forkvm {
-        // Reads the whole memory file and compares checksums.
-        scene.ok(["forkvm", "template", "inspect", "base"])?;
+        // Reads every memory file whole and compares checksums.
+        scene.ok(["forkvm", "template", "verify"])?;
     }
     for mut running in [first, other] {
         running.write(b"\n\n")?;
