@@ -10,7 +10,7 @@ use nix::{
     },
 };
 
-use crate::{cgroup, mounts, serve};
+use crate::{cgroup, free_memory, mounts, serve};
 
 /// Where the agent's executable lies on the tmpfs root; workers are executed from it.
 const AGENT: &str = "/sbin/forkvm-agent";
@@ -84,6 +84,9 @@ fn set_up() -> Result<(), Error> {
     crate::log::to_kernel();
     cgroup::claim_root()?;
     raise_limits()?;
+    if let Err(error) = free_memory::do_not_hoard() {
+        log::warn!("the kernel keeps free memory to itself: {error}");
+    }
     loopback_up().map_err(Error::Loopback)?;
     mounts::host_exports()?;
     Ok(())

@@ -10,14 +10,14 @@ use std::{
     sync::Arc,
 };
 
-use forkvm_api::{AGENT_PORT, STREAM_PORT, agent_ttrpc};
+use forkvm_api::{AGENT_PORT, RECLAIM_PORT, STREAM_PORT, agent_ttrpc};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, UnixAddr, VsockAddr, bind, listen,
     socket,
 };
 
 use crate::{
-    boot, identity::Clock, ready, reaper::Reaper, sandbox::Sandbox, service::Service,
+    boot, identity::Clock, ready, reaper::Reaper, reclaim, sandbox::Sandbox, service::Service,
     streams::Streams, warm_up,
 };
 
@@ -56,10 +56,14 @@ pub(crate) fn vsock() -> Result<(), Error> {
         &VsockAddr::new(libc::VMADDR_CID_ANY, STREAM_PORT),
         "vsock port 1025",
     )?;
+    let reclaim = listen_on(
+        &VsockAddr::new(libc::VMADDR_CID_ANY, RECLAIM_PORT),
+        "vsock port 1026",
+    )?;
     log::info!("listening on vsock ports {AGENT_PORT} and {STREAM_PORT}");
     ready::announce()?;
     // SAFETY: the descriptor is a listening vsock socket that nothing else owns.
-    serve(streams, Clock::Step, |server| unsafe {
+    serve(streams, Some(reclaim), Clock::Step, |server| unsafe {
         server.add_vsock_listener(api.into_raw_fd())
     })
 }
@@ -81,7 +85,7 @@ pub(crate) fn unix(folder: &Path) -> Result<(), Error> {
     let streams = listener("streams.sock")?;
     let api = listener("agent.sock")?;
     // SAFETY: the descriptor is a listening Unix socket that nothing else owns.
-    serve(streams, Clock::Keep, |server| unsafe {
+    serve(streams, None, Clock::Keep, |server| unsafe {
         server.add_unix_listener(api.into_raw_fd())
     })
 }
@@ -103,6 +107,7 @@ fn listen_on(address: &dyn SockaddrLike, name: &str) -> Result<OwnedFd, Error> {
 
 fn serve(
     stream_listener: OwnedFd,
+    reclaim_listener: Option<OwnedFd>,
     clock: Clock,
     listen: impl FnOnce(ttrpc::r#async::Server) -> ttrpc::Result<ttrpc::r#async::Server>,
 ) -> Result<(), Error> {
@@ -117,6 +122,13 @@ fn serve(
         let service = Arc::new(Service {
             sandbox: Arc::new(sandbox),
         });
+        if let Some(listener) = reclaim_listener {
+            tokio::spawn(async {
+                if let Err(error) = reclaim::run(listener).await {
+                    log::error!("no more memory is given back: {error}");
+                }
+            });
+        }
         let server = listen(ttrpc::r#async::Server::new()).map_err(Error::Api)?;
         let mut server = server.register_service(agent_ttrpc::create_agent(service));
         server.start().await.map_err(Error::Api)?;

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     container::{self, Container},
-    process,
+    free_memory, process,
     reaper::{Exit, Reaper},
     streams::Streams,
 };
@@ -51,7 +51,7 @@ enum Error {
     Status(Option<u32>),
 }
 
-/// Warms up if the kernel's command line has [`WARM_UP`].
+/// Warms up if the kernel's command line has [`WARM_UP`], and leaves memory tidy behind.
 pub(crate) fn run_if_asked() {
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if command_line
@@ -59,6 +59,7 @@ pub(crate) fn run_if_asked() {
         .any(|word| word == WARM_UP)
     {
         run();
+        free_memory::tidy_up();
     }
 }
 

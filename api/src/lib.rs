@@ -38,6 +38,10 @@ pub const AGENT_PORT: u32 = 1024;
 /// vsock port on which the agent takes the connections of standard streams (see [`stream`]).
 pub const STREAM_PORT: u32 = 1025;
 
+/// vsock port by which the monitor asks the guest to give back what it has cached of files: a
+/// connection is the question, and the agent closes it when that is done. No byte passes.
+pub const RECLAIM_PORT: u32 = 1026;
+
 /// x86 I/O port by which the agent tells the monitor how far it is. It is outside every range
 /// that a PC assigns (and that the guest kernel probes).
 pub const READY_PORT: u16 = 0x510;

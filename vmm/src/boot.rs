@@ -51,8 +51,10 @@ const E820_RESERVED: u32 = 2;
 /// reboot or a panic ends in a triple fault at once, which the monitor sees. `nomodule` is not
 /// needed (the kernel has no modules), neither is `no_timer_check` (a KVM guest implies it).
 /// `noreplace-smp` would keep lock prefixes on one processor, at a cost to every start.
-/// `cryptomgr.notests`: no self-tests at boot.
-const CMDLINE_BASE: &str = "console=hvc0 quiet reboot=t panic=-1 cryptomgr.notests";
+/// `cryptomgr.notests`: no self-tests at boot. `page_reporting_order=2`: free memory is told of in
+/// pieces of 16 KiB; what a program leaves behind is rarely free in pieces of 2 MiB, the default.
+const CMDLINE_BASE: &str = "console=hvc0 quiet reboot=t panic=-1 cryptomgr.notests \
+                            page_reporting.page_reporting_order=2";
 
 /// What can go wrong in preparing a boot.
 #[derive(Debug, thiserror::Error)]

@@ -10,6 +10,7 @@ pub mod fuzzing;
 mod launch;
 pub mod memory;
 pub mod monitor;
+mod page_cache;
 mod process;
 pub mod snapshot;
 pub mod template;

@@ -14,6 +14,10 @@
 //! Each region is one contiguous host range, so it is one KVM memory slot however many mappings
 //! it consists of.
 
+mod backing;
+
+pub use backing::Backing;
+
 use std::{
     fs::File,
     io::{self, Seek as _, SeekFrom},

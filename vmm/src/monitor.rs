@@ -11,17 +11,20 @@ use std::{
         unix::net::UnixStream,
     },
     sync::{Arc, mpsc},
+    time::Instant,
 };
 
-use forkvm_api::{WARM_UP, points};
-use rustix::event::{PollFd, PollFlags, poll};
+use forkvm_api::{RECLAIM_PORT, WARM_UP, points};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{
     control::{self, Event, FailureKind, Request, Socket, TimePoint},
     devices::Backends,
     launch::{self, Parts, Start, Writes},
-    memory, process,
+    memory::{self, Backing},
+    page_cache::PageCache,
+    process,
     snapshot::state,
     vcpu::{Report, Reports},
     vm::{self, Boot, Machine, Running},
@@ -139,6 +142,7 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         console: parts.console,
         taps: Vec::new(),
         entropy: !parts.freeze,
+        memory: Backing::Anonymous,
     };
     // Held to the end: the lock on the template's memory file belongs to this description.
     let (machine, recorder, _template) =
@@ -184,9 +188,11 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         wake: wake.try_clone().map_err(broken("an event"))?,
     };
     let running = machine.start(console, parts.freeze, (reports, receiver))?;
+    let traffic = running.shared().devices.file_traffic();
     let mut control = Control {
         socket,
         running,
+        page_cache: PageCache::new(traffic, wake.try_clone().map_err(broken("an event"))?),
         wake,
         times,
         recorder,
@@ -202,11 +208,12 @@ fn fork(
     memory: &File,
     state: &File,
     writes: Writes,
-    backends: Backends,
+    mut backends: Backends,
     times: &mut Times,
 ) -> Result<(Machine, Option<Arc<Recorder>>), vm::Error> {
     let snapshot = state::parse(&state::read(state)?)?;
     let mapped = memory::private(memory, snapshot.memory.bytes, &snapshot.memory.segments)?;
+    backends.memory = Backing::template(snapshot.memory.bytes, &snapshot.memory.segments)?;
     times.pass(points::TEMPLATE_MAPPED);
     let machine = Machine::fork(mapped.clone(), &snapshot, backends, || {
         times.pass(points::VM_CREATED);
@@ -267,6 +274,7 @@ struct TemplateFiles {
 struct Control<'a> {
     socket: &'a Socket,
     running: Running,
+    page_cache: PageCache,
     wake: EventFd,
     times: Times,
     /// Until it is asked what the start has written to.
@@ -289,7 +297,11 @@ impl Control<'_> {
                     PollFd::new(self.socket, PollFlags::IN),
                     PollFd::from_borrowed_fd(borrow(&self.wake), PollFlags::IN),
                 ];
-                match poll(&mut wait, None) {
+                let rest = self.page_cache.deadline().map(|at| {
+                    let rest = at.saturating_duration_since(Instant::now());
+                    Timespec::try_from(rest).unwrap_or_default()
+                });
+                match poll(&mut wait, rest.as_ref()) {
                     Ok(_) => {}
                     Err(rustix::io::Errno::INTR) => continue,
                     Err(errno) => return Err(broken("poll")(errno.into())),
@@ -305,12 +317,23 @@ impl Control<'_> {
                     }
                 }
             }
+            self.ask_for_page_cache();
             if request {
                 match self.socket.receive::<Request>()? {
                     None => return Ok(()),
                     Some((request, fds)) => self.request(request, fds)?,
                 }
             }
+        }
+    }
+
+    /// Asks the guest for what it has cached of files, if it is time to.
+    fn ask_for_page_cache(&mut self) {
+        if self.page_cache.look(Instant::now())
+            && let Some(stream) = self.page_cache.ask()
+            && let Err(error) = self.running.shared().devices.connect(RECLAIM_PORT, stream)
+        {
+            log::warn!("the guest cannot be asked for its page cache: {error}");
         }
     }
 

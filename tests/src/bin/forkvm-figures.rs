@@ -10,7 +10,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use forkvm_tests::{
     failure::Failure,
-    figures::{calibration::Calibration, demo, measure, memory, report, show},
+    figures::{calibration::Calibration, demo, density, measure, memory, report, show},
     machine::{Machine, Runtime},
 };
 
@@ -29,6 +29,18 @@ enum Command {
         /// How many measured runs of each.
         #[arg(long, default_value_t = 20, value_name = "N")]
         runs: usize,
+        /// How this machine keeps time: counted, parallel or hardware.
+        #[arg(long, value_name = "MODE")]
+        mode: String,
+        /// Leave out the memory of many containers.
+        #[arg(long)]
+        no_crowd: bool,
+        /// Folder for the report.
+        #[arg(long, default_value = "/var/lib/forkvm-figures", value_name = "FOLDER")]
+        out: PathBuf,
+    },
+    /// What a container's machine takes of the host's memory, at rest and after work.
+    Density {
         /// How this machine keeps time: counted, parallel or hardware.
         #[arg(long, value_name = "MODE")]
         mode: String,
@@ -76,6 +88,11 @@ fn run(command: Command) -> Result<(), Failure> {
             let machine = Machine::look(&runtimes, measure::deadline())?;
             demo::run(&machine, runs, &mode, !no_crowd, &out)
         }
+        Command::Density {
+            mode,
+            no_crowd,
+            out,
+        } => density::run(&mode, !no_crowd, &out),
         Command::Calibrate => {
             let taken = serde_json::to_string(&Calibration::take()?);
             let text = taken.map_err(|error| Failure::new(error.to_string()))?;

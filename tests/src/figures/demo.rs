@@ -1,13 +1,13 @@
 //! The figures named `demo`: containers beside runc, cold boot beside fork, and what each holds.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use forkvm_api::points;
 
 use super::{
     calibration::Calibration,
-    measure::{Bench, Way, deadline, retried, run_deadline, unique_name},
-    memory,
+    density,
+    measure::{Bench, Way, deadline, unique_name},
     report::Report,
     samples::Samples,
     show,
@@ -66,9 +66,9 @@ pub fn run(
         ctr(BUSYBOX).bare().command(["/bin/true"])
     })?;
     demo.sum_up_starts()?;
-    demo.memory_of_one()?;
+    density::at_rest(&demo.bench, &mut demo.report, mode)?;
     if crowd {
-        demo.memory_of_many()?;
+        density::crowds(&mut demo.report, mode, CROWD)?;
     }
     demo.report.write(folder, "demo")
 }
@@ -286,182 +286,6 @@ impl Demo<'_> {
     fn keep(&mut self, name: &str, samples: &Samples, against: Option<f64>) {
         self.report.add(name, samples.p50(), "ms", against);
         self.report.samples.insert(name.into(), samples.clone());
-    }
-
-    /// What a monitor alone holds when the agent has answered (a hook between Create and Start
-    /// looks), and while the container sleeps.
-    fn memory_of_one(&mut self) -> Result<(), Failure> {
-        let answered = self.bench.path("answered");
-        let spec = self.bench.path("spec.json");
-        let root = MountedImage::new(BUSYBOX, &self.bench.path("root"))?;
-        let text = spec_with_hook(&answered, &root.path)?;
-        fs::write(&spec, text).map_err(Failure::io(spec.display()))?;
-        let log = self.bench.path("memory.jsonl");
-        let config = self.bench.configure(Way::Fork, &log)?;
-        let container = Container::of_spec(&spec.display().to_string())
-            .detached()
-            .option(&["--null-io"]);
-        let running = RunningContainer::start(&container, Runtime::Forkvm)?;
-        drop(config);
-        let at_answer = fs::read_to_string(&answered).map_err(Failure::io(answered.display()))?;
-        let at_answer: u64 = at_answer
-            .trim()
-            .parse()
-            .map_err(|_| Failure::new(format!("the hook wrote '{at_answer}'")))?;
-        let asleep = memory::private_dirty(running.task_pid()?)?;
-        running.remove()?;
-        let mut table = show::table(["private memory of a monitor", "MiB"]);
-        for (what, bytes) in [
-            ("when its agent has answered", at_answer),
-            ("while its container sleeps", asleep),
-        ] {
-            let mebibytes = bytes as f64 / f64::from(1 << 20);
-            table.add_row([what.to_owned(), show::number(mebibytes)]);
-            let name = self.named(&format!("Private_Dirty of the monitor {what}"));
-            self.report.add(&name, mebibytes, "MiB", None);
-        }
-        println!("\n{table}");
-        Ok(())
-    }
-
-    fn memory_of_many(&mut self) -> Result<(), Failure> {
-        let mut table = show::table([&format!("memory of each of {CROWD} containers"), "MiB"]);
-        let mut found = BTreeMap::new();
-        for runtime in [Runtime::Runc, Runtime::Forkvm] {
-            show::progress(&format!("\n{CROWD} containers of {} ", runtime.name()));
-            let mebibytes = crowd(runtime)?;
-            show::progress("\n");
-            table.add_row([runtime.name().to_owned(), show::number(mebibytes)]);
-            found.insert(runtime, mebibytes);
-        }
-        println!("{table}");
-        let name = self.named(&format!(
-            "MemAvailable for each of {CROWD} sleeping containers"
-        ));
-        let fork = found.get(&Runtime::Forkvm).copied().unwrap_or(f64::NAN);
-        self.report
-            .add(&name, fork, "MiB", found.get(&Runtime::Runc).copied());
-        Ok(())
-    }
-}
-
-/// MiB of MemAvailable that each of many sleeping containers takes.
-fn crowd(runtime: Runtime) -> Result<f64, Failure> {
-    let container = ctr(BUSYBOX)
-        .bare()
-        .detached()
-        .option(&["--null-io"])
-        .command(["sleep", "100000"]);
-    // One before the first reading: what the first of all brings in is nobody's share.
-    let first = RunningContainer::start(&container, runtime)?;
-    let before = memory::available()?;
-    let mut running = Vec::new();
-    for _ in 0..CROWD {
-        running.push(RunningContainer::start(&container, runtime)?);
-        show::progress(".");
-    }
-    let after = memory::available()?;
-    for container in running {
-        container.remove()?;
-    }
-    first.remove()?;
-    Ok((before as f64 - after as f64) / CROWD as f64 / f64::from(1 << 20))
-}
-
-/// A detached container; dropped, it is killed.
-struct RunningContainer {
-    id: String,
-}
-
-impl RunningContainer {
-    fn start(container: &Container, runtime: Runtime) -> Result<Self, Failure> {
-        retried(runtime, || {
-            let this = RunningContainer { id: unique_name() };
-            let arguments = container.arguments(runtime, &this.id);
-            process::run(&arguments, b"", run_deadline(runtime))?.exits(0)?;
-            Ok(this)
-        })
-    }
-
-    fn task_pid(&self) -> Result<u32, Failure> {
-        let list = ["ctr", "task", "ls"].map(String::from);
-        let output = process::run(&list, b"", deadline())?.exits(0)?;
-        let text = output.text();
-        let line = text.lines().find(|line| line.starts_with(&self.id));
-        line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
-            .ok_or_else(|| output.failure(format!("no task {}", self.id)))
-    }
-
-    fn remove(self) -> Result<(), Failure> {
-        let result = self.try_remove();
-        std::mem::forget(self);
-        result
-    }
-
-    fn try_remove(&self) -> Result<(), Failure> {
-        for words in [
-            ["ctr", "task", "rm", "--force", &self.id].as_slice(),
-            ["ctr", "container", "rm", &self.id].as_slice(),
-        ] {
-            let words: Vec<String> = words.iter().map(|&word| word.into()).collect();
-            // A forced removal returns the status of the killed process.
-            process::run(&words, b"", deadline())?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for RunningContainer {
-    fn drop(&mut self) {
-        let _ = self.try_remove();
-    }
-}
-
-/// containerd's own spec of a container that sleeps, with a hook that writes down the monitor's
-/// private memory. createRuntime hooks run when Create is done but for them (OCI runtime
-/// specification, "Lifecycle").
-fn spec_with_hook(answer: &Path, root: &str) -> Result<String, Failure> {
-    let output = process::run(&["ctr", "oci", "spec"].map(String::from), b"", deadline())?;
-    let output = output.exits(0)?;
-    let mut spec: serde_json::Value = serde_json::from_slice(&output.stdout)
-        .map_err(|error| output.failure(format!("not a spec: {error}")))?;
-    spec["process"]["args"] = serde_json::json!(["/bin/sleep", "100000"]);
-    spec["root"]["path"] = serde_json::json!(root);
-    // `ctr oci spec` names the folder above the containers' cgroups.
-    spec["linux"]["cgroupsPath"] = serde_json::json!(format!("/default/{}", unique_name()));
-    let program = std::env::current_exe().map_err(Failure::io("this program's path"))?;
-    let arguments = serde_json::json!(["forkvm-figures", "hook", answer]);
-    spec["hooks"] = serde_json::json!({
-        "createRuntime": [{"path": program, "args": arguments}],
-    });
-    Ok(spec.to_string())
-}
-
-/// An image's files in a folder of the host, until this is dropped.
-struct MountedImage {
-    path: String,
-}
-
-impl MountedImage {
-    fn new(image: &str, folder: &Path) -> Result<Self, Failure> {
-        fs::create_dir(folder).map_err(Failure::io(folder.display()))?;
-        let path = folder.display().to_string();
-        let words = ["ctr", "image", "mount", "--rw", image, &path].map(String::from);
-        process::run(&words, b"", deadline())?.exits(0)?;
-        Ok(MountedImage { path })
-    }
-}
-
-impl Drop for MountedImage {
-    fn drop(&mut self) {
-        let words = ["ctr", "image", "unmount", "--rm", &self.path].map(String::from);
-        let ended = process::run(&words, b"", deadline()).and_then(|output| output.exits(0));
-        if let Err(error) = ended {
-            eprintln!(
-                "forkvm-figures: the image at {} stays mounted: {error}",
-                self.path
-            );
-        }
     }
 }
 

@@ -2,9 +2,11 @@
 
 pub mod calibration;
 pub mod demo;
+pub mod density;
 pub mod measure;
 pub mod memory;
 pub mod report;
+mod running;
 pub mod samples;
 pub mod show;
 pub mod timings;

@@ -9,6 +9,7 @@ mod files;
 mod identity;
 mod images;
 mod isolation;
+mod memory;
 mod processes;
 mod refusals;
 mod tasks;
@@ -23,6 +24,7 @@ pub fn cases() -> Vec<Case> {
         processes::cases(),
         files::cases(),
         isolation::cases(),
+        memory::cases(),
         tasks::cases(),
         terminals::cases(),
         images::cases(),

@@ -1,6 +1,7 @@
 //! The devices of a machine: a fixed set of virtio devices in fixed slots, so that a template has
 //! booted with every device that a child may need. `docs/devices.md` tells how one is added.
 
+pub mod balloon;
 pub mod console;
 pub mod event_loop;
 pub mod fs;
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
 
+use balloon::{Balloon, BalloonState};
 use console::{Console, ConsoleState};
 use event_loop::{EventLoop, SharedDevice, lock};
 use fs::{Fs, FsState};
@@ -32,7 +34,7 @@ use virtio::mmio::{self, Connect, MmioTransport, Notifications, TransportArgs, T
 use virtio::{DrainError, InterruptLine, Persist};
 use vsock::{Vsock, VsockArgs, VsockState};
 
-use crate::memory::GuestMemory;
+use crate::memory::{Backing, GuestMemory};
 
 /// Guest-physical address of the registers of slot 0. Each slot has one page.
 pub const MMIO_BASE: u64 = 0xd000_0000;
@@ -53,10 +55,11 @@ enum Slot {
     Console = 3,
     /// The first of [`NET_SLOTS`].
     Net = 4,
+    Balloon = Slot::Net as usize + NET_SLOTS as usize,
 }
 
 /// Number of slots.
-const SLOTS: usize = Slot::Net as usize + NET_SLOTS as usize;
+const SLOTS: usize = Slot::Balloon as usize + 1;
 
 /// Errors of the devices as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +128,8 @@ pub struct Backends {
     pub taps: Vec<File>,
     /// Whether the guest gets random bytes of the host. Not in a template: it would keep them.
     pub entropy: bool,
+    /// What the guest's memory is mapped from, for giving it back.
+    pub memory: Backing,
 }
 
 /// The state of all devices, saved in a template.
@@ -135,6 +140,7 @@ pub struct DevicesState {
     rng: (TransportState, RngState),
     console: (TransportState, ConsoleState),
     net: Vec<(TransportState, NetState)>,
+    balloon: (TransportState, BalloonState),
 }
 
 /// The devices of one machine. vCPUs' threads, the control thread and the devices' own threads
@@ -147,6 +153,7 @@ pub struct Devices {
     rng: Arc<Mutex<Rng>>,
     console: Arc<Mutex<Console>>,
     net: Vec<Arc<Mutex<Net>>>,
+    balloon: Arc<Mutex<Balloon>>,
     fs: Arc<Mutex<Fs>>,
     event_loop: EventLoop,
     /// The file server's own: its requests take as long as the host's disks do.
@@ -260,6 +267,10 @@ impl Devices {
             };
             net.push(Arc::new(Mutex::new(device)));
         }
+        let balloon = match state {
+            Some(state) => Balloon::restore(backends.memory, &state.balloon.1)?,
+            None => Balloon::new(backends.memory),
+        };
         let fs = match state {
             Some(state) => Fs::restore(backends.exports, &state.fs.1)?,
             None => Fs::new(backends.exports)?,
@@ -271,6 +282,7 @@ impl Devices {
             rng: Arc::new(Mutex::new(rng)),
             console: Arc::new(Mutex::new(console)),
             net,
+            balloon: Arc::new(Mutex::new(balloon)),
             fs: Arc::new(Mutex::new(fs)),
             event_loop,
             fs_loop: EventLoop::new("fs")?,
@@ -308,6 +320,13 @@ impl Devices {
             let state = state.map(|state| &state.net[index].0);
             devices.plug(Slot::Net as usize + index, net, wiring, state)?;
         }
+        let balloon = Arc::clone(&devices.balloon);
+        devices.plug(
+            Slot::Balloon as usize,
+            balloon,
+            wiring,
+            state.map(|state| &state.balloon.0),
+        )?;
         Ok(devices)
     }
 
@@ -400,6 +419,11 @@ impl Devices {
         lock(&self.fs).call_before_first_request(call);
     }
 
+    /// How much passes between the guest and the file server.
+    pub fn file_traffic(&self) -> Arc<fs::Traffic> {
+        Arc::clone(lock(&self.fs).traffic())
+    }
+
     /// Starts the devices' threads. Interrupt controllers and vCPUs have their state by now, as a
     /// restored device may interrupt at once.
     pub fn start(&self) -> Result<(), Error> {
@@ -426,6 +450,10 @@ impl Devices {
             (
                 Slot::Console as usize,
                 Arc::clone(&self.console) as SharedDevice,
+            ),
+            (
+                Slot::Balloon as usize,
+                Arc::clone(&self.balloon) as SharedDevice,
             ),
         ];
         let net = self.net.iter().enumerate().map(|(index, device)| {
@@ -468,6 +496,10 @@ impl Devices {
                 lock(&self.console).save(),
             ),
             net: net.collect::<Result<_, Error>>()?,
+            balloon: (
+                transport(Slot::Balloon as usize)?,
+                lock(&self.balloon).save(),
+            ),
         })
     }
 }

@@ -104,7 +104,7 @@ fn every_slot_has_its_device_and_its_word_on_the_command_line() {
     let types: Vec<_> = (0..SLOTS)
         .map(|slot| get(&devices, slot, VIRTIO_MMIO_DEVICE_ID))
         .collect();
-    assert_eq!(types, [19, 26, 4, 3, 1, 1]);
+    assert_eq!(types, [19, 26, 4, 3, 1, 1, 5]);
     assert_eq!(
         devices.kernel_cmdline(),
         [
@@ -114,6 +114,7 @@ fn every_slot_has_its_device_and_its_word_on_the_command_line() {
             "virtio_mmio.device=4K@0xd0003000:8",
             "virtio_mmio.device=4K@0xd0004000:9",
             "virtio_mmio.device=4K@0xd0005000:10",
+            "virtio_mmio.device=4K@0xd0006000:11",
         ]
     );
 }

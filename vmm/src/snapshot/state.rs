@@ -16,7 +16,7 @@ use super::Snapshot;
 pub const MAGIC: [u8; 8] = *b"FORKVMST";
 
 /// Version of the format. It changes with anything that is saved, and is part of a template's id.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Upper bound of a state file's length in bytes.
 pub const MAX_BYTES: u64 = 16 << 20;

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use forkvm_vmm::control::{
     Event, Export, FailureKind, Frozen, Launch, NetworkNamespace, Purpose, Request, Socket, Source,
-    TimePoint,
+    TimePoint, Writes,
 };
 use forkvm_vmm::fuzzing;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -117,13 +117,16 @@ pub fn seeds() -> Vec<Vec<u8>> {
     };
     let fork = Source::Fork {
         template: "0123456789abcdef".to_owned(),
+        writes: Writes::Expect,
     };
     let requests = [
-        (launch(fork, Purpose::Run, &["rootfs", "vol-0"]), 6),
-        (launch(boot, Purpose::Freeze, &[]), 6),
+        (launch(fork, Purpose::Run, &["rootfs", "vol-0"]), 7),
+        (launch(boot, Purpose::Freeze, &[]), 4),
         (Request::Connect { port: 1024 }, 1),
         (Request::Pause, 0),
         (Request::Resume, 0),
+        (Request::Written, 0),
+        (Request::Freeze, 2),
     ];
     let point = TimePoint {
         name: "vm.created".to_owned(),

@@ -13,6 +13,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use forkvm_vmm::devices::{Backends, console};
+use forkvm_vmm::memory::Backing;
 use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_bindings::virtio_ids::{VIRTIO_ID_CONSOLE, VIRTIO_ID_FS};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
@@ -75,6 +76,7 @@ impl Host<'_> {
                 .map(|file| file.try_clone().expect("a descriptor")),
             taps: Vec::new(),
             entropy: true,
+            memory: Backing::default(),
         }
     }
 

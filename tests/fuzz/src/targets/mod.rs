@@ -9,7 +9,8 @@ pub mod template;
 pub mod vsock;
 
 use virtio_bindings::virtio_ids::{
-    VIRTIO_ID_CONSOLE, VIRTIO_ID_FS, VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
+    VIRTIO_ID_BALLOON, VIRTIO_ID_CONSOLE, VIRTIO_ID_FS, VIRTIO_ID_NET, VIRTIO_ID_RNG,
+    VIRTIO_ID_VSOCK,
 };
 
 use crate::Target;
@@ -25,6 +26,7 @@ const fn device<const TYPE: u32>(name: &'static str) -> Target {
 
 /// All targets.
 pub const ALL: &[Target] = &[
+    device::<VIRTIO_ID_BALLOON>("device-balloon"),
     device::<VIRTIO_ID_CONSOLE>("device-console"),
     device::<VIRTIO_ID_FS>("device-fs"),
     device::<VIRTIO_ID_NET>("device-net"),

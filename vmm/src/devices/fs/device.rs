@@ -5,7 +5,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
 use super::request::Answerer;
-use super::{Error, Export, FileServer, Limits};
+use super::{Error, Export, FileServer, Limits, Traffic};
 use crate::devices::virtio::{
     Activation, ConfigSpace, DrainError, F_EVENT_IDX, F_INDIRECT_DESC, QueueError, VirtioDevice,
     Virtqueue,
@@ -28,6 +28,7 @@ pub struct Fs {
     before_first: Option<Box<dyn FnOnce() + Send>>,
     config: Arc<ConfigSpace>,
     pub(super) answerer: Answerer,
+    traffic: Arc<Traffic>,
 }
 
 impl Fs {
@@ -61,7 +62,13 @@ impl Fs {
             before_first: None,
             config: Arc::new(ConfigSpace::new(config)),
             answerer: Answerer::new(Arc::new(server)),
+            traffic: Arc::default(),
         }
+    }
+
+    /// How much passes between the guest and the server.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 }
 
@@ -107,7 +114,14 @@ impl VirtioDevice for Fs {
                 if let Some(call) = before_first.take() {
                     call();
                 }
-                answerer.answer(chain)
+                let asked: u64 = chain
+                    .clone()
+                    .readable()
+                    .map(|part| u64::from(part.len()))
+                    .sum();
+                let written = answerer.answer(chain);
+                self.traffic.add(asked.saturating_add(written.into()));
+                written
             }),
             None => Ok(()),
         }

@@ -29,6 +29,7 @@ mod statx;
 mod table;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod transfer;
 mod xattrs;
 
@@ -38,3 +39,4 @@ pub use export::Export;
 pub use limits::Limits;
 pub use persist::{FsState, NodeState};
 pub use server::FileServer;
+pub use traffic::Traffic;
