@@ -54,8 +54,9 @@ impl Place {
             .expect("a mount namespace: run this as root");
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).expect("private mounts");
-        // The folder stays empty, so it is no loss if a crash leaves it.
-        let base = tempfile::tempdir().expect("a folder").keep();
+        // It stays, and is empty for everybody else: what is in it is in this thread's mounts alone.
+        let base = std::env::temp_dir().join("forkvm-fuzz");
+        fs::create_dir_all(&base).expect("a folder");
         let flags = MountFlags::NODEV | MountFlags::NOSUID;
         mount("tmpfs", &base, "tmpfs", flags, Some(SIZE)).expect("a tmpfs");
         let mut random = [0; 16];
