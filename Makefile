@@ -24,7 +24,7 @@ demo: ## containers in forked microVMs beside runc, timed; installs and builds w
 test: ## formatting, lints, unit tests and the end-to-end tables
 	@tests/run
 
-figures: ## measure one set of figures afresh: make figures NAME=demo
+figures: ## measure one set of figures afresh: make figures NAME=demo, or NAME=fork
 	@$(if $(NAME),tests/figures $(NAME),echo "name the figures: make figures NAME=demo" >&2; exit 2)
 
 report: ## all figures measured so far, as one table

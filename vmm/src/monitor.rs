@@ -206,9 +206,7 @@ fn fork(
     let snapshot = state::parse(&state::read(state)?)?;
     let mapped = memory::private(memory, snapshot.memory.bytes, &snapshot.memory.segments)?;
     times.pass(points::TEMPLATE_MAPPED);
-    Machine::fork(mapped, &snapshot, backends, || {
-        times.pass(points::VM_CREATED);
-    })
+    Machine::fork(mapped, &snapshot, backends, |point| times.pass(point))
 }
 
 /// The time points passed so far.

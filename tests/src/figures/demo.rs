@@ -70,7 +70,7 @@ pub fn run(
     if crowd {
         demo.memory_of_many()?;
     }
-    demo.report.write(folder, "demo")
+    Ok(demo.report.write(folder, "demo")?)
 }
 
 impl Demo<'_> {

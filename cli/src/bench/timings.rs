@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use forkvm_api::points;
 use serde::Deserialize;
 
+use super::Error;
 use super::samples::Samples;
-use crate::failure::Failure;
 
 /// The points of one start.
 #[derive(Clone, Debug, Deserialize)]
@@ -26,14 +26,31 @@ struct Point {
 }
 
 impl Start {
+    /// A start without points yet, of a machine without a container.
+    pub fn new(mode: &str) -> Self {
+        Start {
+            id: "a machine".into(),
+            mode: mode.into(),
+            points: Vec::new(),
+        }
+    }
+
+    /// Adds a point at this time in nanoseconds of CLOCK_MONOTONIC.
+    pub fn pass(&mut self, name: &str, at_ns: u64) {
+        self.points.push(Point {
+            name: name.into(),
+            at_ns,
+        });
+    }
+
     /// When a point was passed, in nanoseconds of CLOCK_MONOTONIC.
     ///
     /// # Errors
     /// A point that this start did not record.
-    pub fn at(&self, name: &str) -> Result<u64, Failure> {
+    pub fn at(&self, name: &str) -> Result<u64, Error> {
         let point = self.points.iter().find(|point| point.name == name);
         point.map(|point| point.at_ns).ok_or_else(|| {
-            Failure::new(format!(
+            Error::new(format!(
                 "the start of {} has no time point '{name}'",
                 self.id
             ))
@@ -44,7 +61,7 @@ impl Start {
     ///
     /// # Errors
     /// A point that this start did not record.
-    pub fn between(&self, from: &str, to: &str) -> Result<f64, Failure> {
+    pub fn between(&self, from: &str, to: &str) -> Result<f64, Error> {
         // Both are readings of one clock within a minute: exact in a double.
         Ok((self.at(to)? as f64 - self.at(from)? as f64) / 1e6)
     }
@@ -54,13 +71,13 @@ impl Start {
 ///
 /// # Errors
 /// A file that cannot be read or has a line that is no start.
-pub fn read(path: &Path) -> Result<Vec<Start>, Failure> {
-    let text = fs::read_to_string(path).map_err(Failure::io(path.display()))?;
+pub fn read(path: &Path) -> Result<Vec<Start>, Error> {
+    let text = fs::read_to_string(path).map_err(Error::io(path.display()))?;
     let lines = text.lines().enumerate();
     lines
         .map(|(number, line)| {
             serde_json::from_str(line).map_err(|error| {
-                Failure::new(format!("{} line {}: {error}", path.display(), number + 1))
+                Error::new(format!("{} line {}: {error}", path.display(), number + 1))
             })
         })
         .collect()
@@ -70,7 +87,7 @@ pub fn read(path: &Path) -> Result<Vec<Start>, Failure> {
 ///
 /// # Errors
 /// A point that one of them did not record.
-pub fn spans(starts: &[Start], from: &str, to: &str) -> Result<Samples, Failure> {
+pub fn spans(starts: &[Start], from: &str, to: &str) -> Result<Samples, Error> {
     starts.iter().map(|start| start.between(from, to)).collect()
 }
 
@@ -79,7 +96,7 @@ pub fn spans(starts: &[Start], from: &str, to: &str) -> Result<Samples, Failure>
 ///
 /// # Errors
 /// A point that one of the starts did not record.
-pub fn phases(starts: &[Start]) -> Result<Vec<(&'static str, Samples)>, Failure> {
+pub fn phases(starts: &[Start]) -> Result<Vec<(&'static str, Samples)>, Error> {
     let recorded: BTreeMap<&str, ()> = starts
         .iter()
         .flat_map(|start| start.points.iter().map(|point| (&*point.name, ())))
@@ -95,6 +112,19 @@ pub fn phases(starts: &[Start]) -> Result<Vec<(&'static str, Samples)>, Failure>
         .zip(ends)
         .map(|(from, to)| Ok((*to, spans(starts, from, to)?)))
         .collect()
+}
+
+/// The phase with the largest median, but for those that end at one of `without`.
+///
+/// # Errors
+/// A point that one of the starts did not record.
+pub fn longest(
+    starts: &[Start],
+    without: &[&str],
+) -> Result<Option<(&'static str, Samples)>, Error> {
+    let phases = phases(starts)?.into_iter();
+    let phases = phases.filter(|(point, _)| !without.contains(point));
+    Ok(phases.max_by(|(_, a), (_, b)| a.p50().total_cmp(&b.p50())))
 }
 
 #[cfg(test)]
@@ -128,11 +158,16 @@ mod tests {
         let names: Vec<&str> = phases.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["vmm.spawned", "agent.answered"]);
         assert_eq!(phases[1].1, Samples::from_iter([6.0, 1.0]));
+        let (name, _) = longest(&starts(), &[]).unwrap().unwrap();
+        assert_eq!(name, points::AGENT_ANSWERED);
+        let without = [points::AGENT_ANSWERED];
+        let (name, _) = longest(&starts(), &without).unwrap().unwrap();
+        assert_eq!(name, points::VMM_SPAWNED);
     }
 
     #[test]
     fn a_point_that_is_missing_is_named() {
-        let failure = starts()[0].at("vcpu.entered").unwrap_err();
-        assert!(failure.message().contains("vcpu.entered"), "{failure}");
+        let failure = starts()[0].at("vcpu.entered").unwrap_err().to_string();
+        assert!(failure.contains("vcpu.entered"), "{failure}");
     }
 }
