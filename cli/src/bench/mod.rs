@@ -157,6 +157,15 @@ pub fn run(sets: &[Set], options: Options, config: &Config) -> Result<(), Error>
     Ok(())
 }
 
+/// Where to look for what holds a figure: the phases that are part of it.
+struct Holder<'a> {
+    starts: &'a [Start],
+    /// The point at which the figure ends.
+    until: &'a str,
+    /// Points that end phases which the figure leaves out.
+    without: &'a [&'a str],
+}
+
 /// One run of the program: what all sets share.
 struct Session<'a> {
     options: &'a Options,
@@ -193,23 +202,12 @@ impl Session<'_> {
         value
     }
 
-    /// Gives the last figure an aim, and says what holds it if it is missed: the longest of the
-    /// phases that are part of it.
-    fn aim(&mut self, aim: &str, holds: bool, starts: &[Start]) -> Result<(), Error> {
-        self.aim_without(aim, holds, starts, &[])
-    }
-
-    /// The same of a figure that leaves out the phases up to some points.
-    fn aim_without(
-        &mut self,
-        aim: &str,
-        holds: bool,
-        starts: &[Start],
-        without: &[&str],
-    ) -> Result<(), Error> {
+    /// Gives the last figure an aim, and says what holds it if it is missed.
+    fn aim(&mut self, aim: &str, holds: bool, holder: &Holder<'_>) -> Result<(), Error> {
         self.report.aim(aim, holds);
         if let Some(Verdict::Missed(figure)) = self.report.verdict()
-            && let Some((phase, samples)) = timings::longest(starts, without)?
+            && let Some((phase, samples)) =
+                timings::longest(holder.starts, holder.until, holder.without)?
         {
             self.say(format!(
                 "{figure} misses its aim ({aim}); its longest phase is the one to '{phase}': {} ms",

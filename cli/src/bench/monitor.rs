@@ -7,7 +7,7 @@ use forkvm_api::points;
 use forkvm_vmm::template::{Store, Template, TemplateSpec};
 
 use super::{
-    Error, Session,
+    Error, Holder, Session,
     child::{Child, retried},
     guest, plot,
     progress::Progress,
@@ -66,7 +66,12 @@ pub(super) fn measure(session: &mut Session<'_>) -> Result<(), Error> {
     session.percentile(&format!("{what}, inside KVM"), &kvm, 50.0, None);
     let what = format!("{what}, without KVM's own time");
     let p50 = session.percentile(&what, &own, 50.0, None);
-    session.aim_without("under 1 ms", p50 < 1.0, &starts, &KVM.map(|(_, to)| to))?;
+    let holder = Holder {
+        starts: &starts,
+        until: points::VCPU_FIRST_EXIT,
+        without: &KVM.map(|(_, to)| to),
+    };
+    session.aim("under 1 ms", p50 < 1.0, &holder)?;
     session.percentile(&what, &own, 99.0, None);
     let named = [("whole", &whole), ("without KVM", &own)];
     plot::distribution(

@@ -114,15 +114,18 @@ pub fn phases(starts: &[Start]) -> Result<Vec<(&'static str, Samples)>, Error> {
         .collect()
 }
 
-/// The phase with the largest median, but for those that end at one of `without`.
+/// The phase with the largest median up to a point, but for those that end at one of `without`.
 ///
 /// # Errors
 /// A point that one of the starts did not record.
 pub fn longest(
     starts: &[Start],
+    until: &str,
     without: &[&str],
 ) -> Result<Option<(&'static str, Samples)>, Error> {
-    let phases = phases(starts)?.into_iter();
+    let phases = phases(starts)?;
+    let last = phases.iter().position(|(point, _)| *point == until);
+    let phases = phases.into_iter().take(last.map_or(0, |last| last + 1));
     let phases = phases.filter(|(point, _)| !without.contains(point));
     Ok(phases.max_by(|(_, a), (_, b)| a.p50().total_cmp(&b.p50())))
 }
@@ -158,11 +161,15 @@ mod tests {
         let names: Vec<&str> = phases.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["vmm.spawned", "agent.answered"]);
         assert_eq!(phases[1].1, Samples::from_iter([6.0, 1.0]));
-        let (name, _) = longest(&starts(), &[]).unwrap().unwrap();
-        assert_eq!(name, points::AGENT_ANSWERED);
-        let without = [points::AGENT_ANSWERED];
-        let (name, _) = longest(&starts(), &without).unwrap().unwrap();
-        assert_eq!(name, points::VMM_SPAWNED);
+        let longest = |until, without: &[&str]| {
+            let found = longest(&starts(), until, without).unwrap();
+            found.map(|(point, _)| point)
+        };
+        let [spawned, answered] = [points::VMM_SPAWNED, points::AGENT_ANSWERED];
+        assert_eq!(longest(answered, &[]), Some(answered));
+        assert_eq!(longest(answered, &[answered]), Some(spawned));
+        assert_eq!(longest(spawned, &[]), Some(spawned));
+        assert_eq!(longest(points::CREATE_DONE, &[]), None);
     }
 
     #[test]
