@@ -228,7 +228,10 @@ fn a_damaged_state_is_one_clear_error() {
     match monitor.receive_before(deadline()).unwrap() {
         Some(Event::Failed { kind, message }) => {
             assert_eq!(kind, FailureKind::Template);
-            assert!(message.contains("forkvm template build --force"), "{message}");
+            assert!(
+                message.contains("forkvm template build --force"),
+                "{message}"
+            );
         }
         other => panic!("{other:?}"),
     }

@@ -2,8 +2,8 @@
 //! to the agent's answer that the identity is applied.
 
 use forkvm_api::points;
-use forkvm_config::Config;
-use forkvm_vmm::template::{Store, Template, TemplateSpec};
+use forkvm_config::{Class, Config};
+use forkvm_vmm::template::{self, Attempt, Domain, Template, TemplateSpec};
 
 use super::{
     Error, Holder, Session,
@@ -23,22 +23,20 @@ const FIRECRACKER: f64 = 470.0;
 /// So many forks for one boot, which takes a hundred times as long.
 const FORKS_FOR_A_BOOT: usize = 20;
 
-/// The configured guest.
+/// The guest of a container without limits, as `ctr` starts it.
 pub(super) fn spec(config: &Config) -> TemplateSpec {
-    TemplateSpec {
-        kernel: config.paths.kernel.clone(),
-        initramfs: config.paths.initramfs.clone(),
+    let class = Class {
         vcpus: config.vm.vcpus,
-        memory_bytes: config.vm.memory_mib << 20,
-        cmdline: String::new(),
-    }
+        memory_mib: config.vm.memory_mib,
+    };
+    let domain = template::domain(config, "default").unwrap_or(Domain::Host);
+    template::spec(config, domain, class)
 }
 
-/// The template that containers are forked from; it has to be there.
+/// The template that containers are forked from; it is built if it is not there.
 pub(super) fn base(config: &Config) -> Result<Template, Error> {
-    let store = Store::new(&config.paths.templates);
-    let id = store.base_id(&spec(config))?;
-    Ok(store.open(&id)?)
+    let store = template::store(config);
+    Ok(store.build(&spec(config), Attempt::Asked, &mut |_| {})?)
 }
 
 /// One fork with an identity.

@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 use forkvm_api::points;
-use forkvm_vmm::template::{Store, Template, TemplateSpec};
+use forkvm_vmm::template::{Attempt, Domain, Store, Template, TemplateSpec};
 
 use super::{
     Error, Holder, Session,
@@ -105,6 +105,8 @@ fn tiny_template(folder: &Path, program: &Path) -> Result<Template, Error> {
     let spec = TemplateSpec {
         kernel: folder.join("kernel"),
         initramfs: folder.join("initramfs"),
+        monitor: program.to_owned(),
+        domain: Domain::Host,
         vcpus: 1,
         memory_bytes: guest::MEMORY,
         cmdline: String::new(),
@@ -112,5 +114,5 @@ fn tiny_template(folder: &Path, program: &Path) -> Result<Template, Error> {
     fs::write(&spec.kernel, guest::elf()).map_err(Error::io(spec.kernel.display()))?;
     fs::write(&spec.initramfs, guest::INITRAMFS).map_err(Error::io(spec.initramfs.display()))?;
     let store = Store::new(folder.join("templates"));
-    Ok(store.build(&spec, program, &mut |_| {})?)
+    Ok(store.build(&spec, Attempt::Asked, &mut |_| {})?)
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use forkvm_api::points;
-use forkvm_vmm::template::{Store, Template};
+use forkvm_vmm::template::{Attempt, Store, Template};
 
 use super::{
     Error, Session,
@@ -79,7 +79,7 @@ fn sizes(session: &mut Session<'_>, agents: &Agents) -> Result<(), Error> {
     for mib in SIZES {
         let mut spec = spec(config);
         spec.memory_bytes = mib << 20;
-        let template = store.build(&spec, &config.paths.monitor, &mut |_| {})?;
+        let template = store.build(&spec, Attempt::Asked, &mut |_| {})?;
         fork(config, &template, agents)?;
         templates.push((
             template,
