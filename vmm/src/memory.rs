@@ -15,10 +15,11 @@
 use std::{
     fs::File,
     io,
+    ops::Range,
     os::{fd::AsRawFd, unix::fs::FileExt},
 };
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom, seek};
 use serde::{Deserialize, Serialize};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion,
@@ -260,18 +261,23 @@ fn check(bytes: u64, segments: &[Segment]) -> Result<(), Error> {
 }
 
 /// Punches the pages that are zero out of the memory file and returns the stretches that are
-/// left, with holes shorter than 256 KiB counted as data. The guest must not run.
+/// left, with holes shorter than 256 KiB counted as data. The guest must not run. What is a hole
+/// already is not looked at: a page that is read would be one of the page cache.
 ///
 /// # Errors
 /// [`Error::File`].
 pub fn punch_holes(file: &File, memory: &GuestMemory) -> Result<Vec<Segment>, Error> {
     let mut segments: Vec<Segment> = Vec::new();
     let mut offset = 0;
+    let mut data = 0..0;
     for region in memory.iter() {
         let mut hole: Option<Segment> = None;
         for page in 0..region.len() / PAGE {
             let at = offset + page * PAGE;
-            if is_zero(region, page * PAGE) {
+            if at >= data.end {
+                data = next_data(file, at)?;
+            }
+            if at + PAGE <= data.start || is_zero(region, page * PAGE) {
                 hole = Some(hole.map_or(
                     Segment {
                         offset: at,
@@ -299,6 +305,18 @@ pub fn punch_holes(file: &File, memory: &GuestMemory) -> Result<Vec<Segment>, Er
         offset += region.len();
     }
     Ok(segments)
+}
+
+/// The first stretch of a file from `at` on that is no hole (lseek(2), SEEK_DATA); behind all that there is if none is
+/// left. What was written through a mapping counts, on the disk or not. Its borders are those of the file system's blocks.
+fn next_data(file: &File, at: u64) -> Result<Range<u64>, Error> {
+    let failed = |errno: rustix::io::Errno| Error::File(errno.into());
+    let start = match seek(file, SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(rustix::io::Errno::NXIO) => return Ok(u64::MAX..u64::MAX),
+        Err(errno) => return Err(failed(errno)),
+    };
+    Ok(start..seek(file, SeekFrom::Hole(start)).map_err(failed)?)
 }
 
 fn is_zero(region: &GuestRegionMmap<()>, at: u64) -> bool {
