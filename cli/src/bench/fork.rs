@@ -132,7 +132,7 @@ fn answer(session: &mut Session<'_>, forks: &[Start], boots: &[Start]) -> Result
 }
 
 /// The phases of starts up to a point.
-pub(super) fn until<'a>(until: &'a str, starts: &'a [Start]) -> Holder<'a> {
+fn until<'a>(until: &'a str, starts: &'a [Start]) -> Holder<'a> {
     Holder {
         starts,
         until,
