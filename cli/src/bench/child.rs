@@ -44,7 +44,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// The second failure, or the first on a real processor.
 pub(super) fn retried<T>(mut start: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
     match start() {
-        Err(error @ (Error::Guest(_) | Error::Monitor(_))) if on_software_processor() => {
+        Err(error @ (Error::Guest(_) | Error::Monitor(_) | Error::Program(_)))
+            if on_software_processor() =>
+        {
             eprintln!("once more, this failed: {error}");
             start()
         }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Read as _},
+    io::ErrorKind,
     os::fd::AsFd as _,
     path::Path,
     process::{Child, Command, Stdio},
@@ -203,17 +203,19 @@ pub(super) fn remove(runtime: Runtime, id: &str, run: &Path) {
     let _ = ctr(&["container", "rm", id]);
 }
 
-/// The monitor of a container, from what its shim keeps in the folder `run`.
+/// The monitor of a container.
 fn monitor_of(run: &Path, id: &str) -> Option<Pid> {
+    let state: serde_json::Value =
+        serde_json::from_str(&kept_by_shim(run, id, "state.json")?).ok()?;
+    Pid::from_raw(i32::try_from(state["monitor_pid"].as_u64()?).ok()?)
+}
+
+/// A file of what a container's shim keeps in the folder `run`, whatever the container's namespace is.
+pub(super) fn kept_by_shim(run: &Path, id: &str, file: &str) -> Option<String> {
     let namespaces = fs::read_dir(run).ok()?;
-    namespaces.flatten().find_map(|namespace| {
-        let mut text = String::new();
-        fs::File::open(namespace.path().join(id).join("state.json"))
-            .and_then(|mut file| file.read_to_string(&mut text))
-            .ok()?;
-        let state: serde_json::Value = serde_json::from_str(&text).ok()?;
-        Pid::from_raw(i32::try_from(state["monitor_pid"].as_u64()?).ok()?)
-    })
+    namespaces
+        .flatten()
+        .find_map(|namespace| fs::read_to_string(namespace.path().join(id).join(file)).ok())
 }
 
 #[cfg(test)]

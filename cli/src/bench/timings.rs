@@ -35,6 +35,20 @@ impl Start {
         }
     }
 
+    /// The start of a running container, from what its shim keeps of it: a JSON array of points.
+    ///
+    /// # Errors
+    /// Text that is something else.
+    pub fn parse(id: &str, mode: &str, text: &str) -> Result<Self, Error> {
+        let points = serde_json::from_str(text)
+            .map_err(|error| Error::new(format!("the time points of {id}: {error}")))?;
+        Ok(Start {
+            id: id.into(),
+            mode: mode.into(),
+            points,
+        })
+    }
+
     /// Adds a point at this time in nanoseconds of CLOCK_MONOTONIC.
     pub fn pass(&mut self, name: &str, at_ns: u64) {
         self.points.push(Point {
