@@ -28,7 +28,7 @@ fuzz: ## fuzz by hand: make fuzz TARGET=files TIME=10m (all targets, a minute ea
 	@# TARGET is the folder of what is built, unless it was said on the command line of this very make.
 	@tests/fuzz-run --time $(or $(TIME),60) $(if $(filter command%,$(origin TARGET)),$(TARGET))
 
-figures: ## measure one set of figures afresh: make figures NAME=demo
+figures: ## measure one set of figures afresh: make figures NAME=demo, or NAME=fork
 	@$(if $(NAME),tests/figures $(NAME),echo "name the figures: make figures NAME=demo" >&2; exit 2)
 
 report: ## all figures measured so far, as one table

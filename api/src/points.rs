@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+/// A machine was asked for, by a launcher that is not the shim (`forkvm bench`).
+pub const REQUESTED: &str = "requested";
 /// `Create` arrived at the shim.
 pub const CREATE_RECEIVED: &str = "create.received";
 /// The container's root file system is mounted and exported.
@@ -17,7 +19,9 @@ pub const VMM_LAUNCHED: &str = "vmm.launched";
 pub const TEMPLATE_MAPPED: &str = "template.mapped";
 /// KVM has a virtual machine with its memory slots and vCPUs.
 pub const VM_CREATED: &str = "vm.created";
-/// Devices, vCPUs, interrupt controllers and clock are restored.
+/// The devices are restored; what follows up to the next point are calls of KVM.
+pub const DEVICES_RESTORED: &str = "devices.restored";
+/// vCPUs, interrupt controllers and clock are restored too.
 pub const STATE_RESTORED: &str = "state.restored";
 /// The first KVM_RUN of vCPU 0 is about to be entered.
 pub const VCPU_ENTERED: &str = "vcpu.entered";
@@ -37,12 +41,14 @@ pub const PROCESS_STARTED: &str = "process.started";
 
 /// All of them in order.
 pub const ALL: &[&str] = &[
+    REQUESTED,
     CREATE_RECEIVED,
     ROOTFS_MOUNTED,
     VMM_SPAWNED,
     VMM_LAUNCHED,
     TEMPLATE_MAPPED,
     VM_CREATED,
+    DEVICES_RESTORED,
     STATE_RESTORED,
     VCPU_ENTERED,
     VCPU_FIRST_EXIT,

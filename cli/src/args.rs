@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use forkvm::bench::{Options, Set};
 
 /// Looks after forkvm on this machine: checks it, makes templates, lists running containers
 #[derive(Debug, Parser)]
@@ -36,6 +37,16 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure how fast this machine forks, beside a cold boot and beside runc
+    ///
+    /// Prints tables, and writes a report (JSON) and plots (SVG). Each set can be measured by itself:
+    ///   monitor  the monitor's own share of a fork; any /dev/kvm will do
+    ///   fork     a fork of the base template beside a cold boot, to the agent's answer
+    ///   sweep    the same by memory of the guest, and by number of living children
+    ///   run      `ctr run --rm` beside runc; needs containerd and an image with /bin/true
+    ///   burst    many `ctr run -d` at once beside runc
+    #[command(verbatim_doc_comment)]
+    Bench(Bench),
     /// Write manual pages
     #[command(hide = true)]
     Man {
@@ -48,6 +59,91 @@ pub(crate) enum Command {
         /// The shell
         shell: Shell,
     },
+}
+
+/// Options of `bench`.
+#[derive(Debug, Parser)]
+pub(crate) struct Bench {
+    /// What to measure; everything if none is named
+    #[arg(value_name = "SET")]
+    sets: Vec<BenchSet>,
+    /// How many forks are measured; what takes long is done a fraction of it
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// Folder for the report and the plots
+    #[arg(long, default_value = "forkvm-bench", value_name = "FOLDER")]
+    out: PathBuf,
+    /// Name of the report in it
+    #[arg(long, default_value = "bench")]
+    name: String,
+    /// Add to what the report holds already
+    #[arg(long)]
+    add: bool,
+    /// Image of the containers [default: the first that containerd has with busybox in its name]
+    #[arg(long)]
+    image: Option<String>,
+    /// How many containers `burst` starts at once
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=500))]
+    burst: u16,
+    /// How this machine keeps time, for the figures' names [default: hardware, or software processor]
+    #[arg(long, value_name = "WORDS")]
+    mode: Option<String>,
+    /// Print the figures as a JSON array, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+impl Bench {
+    /// The sets in their order, and how they are measured.
+    pub(crate) fn into_parts(self) -> (Vec<Set>, Options) {
+        let all = BenchSet::value_variants();
+        let sets = if self.sets.is_empty() {
+            all
+        } else {
+            &self.sets
+        };
+        let sets = sets.iter().map(|set| match set {
+            BenchSet::Monitor => Set::Monitor,
+            BenchSet::Fork => Set::Fork,
+            BenchSet::Sweep => Set::Sweep,
+            BenchSet::Run => Set::Run,
+            BenchSet::Burst => Set::Burst,
+        });
+        let options = Options {
+            runs: self.runs.into(),
+            mode: self.mode.unwrap_or_else(|| {
+                let software = forkvm_vmm::on_software_processor();
+                if software {
+                    "software processor"
+                } else {
+                    "hardware"
+                }
+                .into()
+            }),
+            out: self.out,
+            name: self.name,
+            add: self.add,
+            image: self.image,
+            burst: self.burst.into(),
+            json: self.json,
+        };
+        (sets.collect(), options)
+    }
+}
+
+/// A set of `bench`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum BenchSet {
+    /// The monitor's own share of a fork
+    Monitor,
+    /// A fork beside a cold boot
+    Fork,
+    /// By memory and by number of children
+    Sweep,
+    /// A container beside runc
+    Run,
+    /// Many containers at once beside runc
+    Burst,
 }
 
 #[derive(Debug, Subcommand)]
@@ -146,6 +242,23 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn bench_measures_everything_unless_told() {
+        let sets = |args: &[&str]| {
+            let args = Args::try_parse_from([&["forkvm", "bench"], args].concat()).unwrap();
+            match args.command {
+                Command::Bench(bench) => bench.into_parts().0,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(sets(&[]).len(), BenchSet::value_variants().len());
+        assert_eq!(sets(&["run", "fork"]), [Set::Run, Set::Fork]);
+        for wrong in [["--runs", "0"], ["--burst", "0"]] {
+            let args = [&["forkvm", "bench"], &wrong[..]].concat();
+            assert!(Args::try_parse_from(args).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

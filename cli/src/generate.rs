@@ -46,6 +46,7 @@ mod tests {
             "forkvm-template-prune",
             "forkvm-template-verify",
             "forkvm-ps",
+            "forkvm-bench",
         ] {
             let text = std::fs::read_to_string(folder.path().join(format!("{page}.1"))).unwrap();
             assert!(text.contains(".SH NAME"), "{page}");

@@ -1,4 +1,4 @@
-//! `forkvm`, the operator's tool: `check`, `template`, `ps`.
+//! `forkvm`, the operator's tool: `check`, `template`, `ps`, `bench`.
 
 mod args;
 mod check;
@@ -27,6 +27,8 @@ enum Error {
     #[error(transparent)]
     Ps(#[from] ps::Error),
     #[error(transparent)]
+    Bench(#[from] forkvm::bench::Error),
+    #[error(transparent)]
     Generate(#[from] generate::Error),
 }
 
@@ -51,6 +53,10 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Check { json } => return Ok(check::run(json)),
         Command::Template(command) => template::run(command, &Config::load()?)?,
         Command::Ps { timings, json } => ps::run(&Config::load()?.paths.run, timings, json)?,
+        Command::Bench(bench) => {
+            let (sets, options) = bench.into_parts();
+            forkvm::bench::run(&sets, options, &Config::load()?)?;
+        }
         Command::Man { folder } => generate::man(&folder)?,
         Command::Completions { shell } => generate::completions(shell),
     }

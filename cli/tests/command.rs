@@ -195,3 +195,21 @@ fn completions_and_help_name_the_commands() {
     }
     assert!(!help.contains("completions"));
 }
+
+#[test]
+fn bench_says_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = forkvm(folder.path());
+    command.args(["bench", "run", "--out"]).arg(folder.path());
+    // Nothing can be found here, `ctr` neither.
+    let output = command.env("PATH", folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    // Without a KVM that is the first thing that is missing.
+    let expected = ["ctr is not installed", "/dev/kvm cannot be used"];
+    assert!(
+        expected.iter().any(|words| message.contains(words)),
+        "{message}"
+    );
+    assert!(!folder.path().join("bench.json").exists());
+}

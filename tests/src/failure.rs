@@ -49,6 +49,12 @@ impl Failure {
     }
 }
 
+impl From<forkvm::bench::Error> for Failure {
+    fn from(error: forkvm::bench::Error) -> Self {
+        Failure::new(error.to_string())
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}", self.message)?;

@@ -47,7 +47,7 @@ pub const PAGE: u64 = 4096;
 pub const GRANULE: u64 = 2 << 20;
 
 /// Smallest memory of a guest in bytes.
-pub const MIN_BYTES: u64 = 64 << 20;
+pub const MIN_BYTES: u64 = 16 << 20;
 
 /// Largest memory of a guest in bytes.
 pub const MAX_BYTES: u64 = 1 << 40;
@@ -60,7 +60,7 @@ const SHORTEST_HOLE: u64 = 256 << 10;
 pub enum Error {
     /// A size that no guest can have.
     #[error(
-        "a guest cannot have {0} bytes of memory: it must be a multiple of 2 MiB, from 64 MiB to 1 TiB"
+        "a guest cannot have {0} bytes of memory: it must be a multiple of 2 MiB, from 16 MiB to 1 TiB"
     )]
     Size(u64),
     /// A list of segments that does not fit the memory.

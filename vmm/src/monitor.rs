@@ -215,8 +215,8 @@ fn fork(
     let mapped = memory::private(memory, snapshot.memory.bytes, &snapshot.memory.segments)?;
     backends.memory = Backing::template(snapshot.memory.bytes, &snapshot.memory.segments)?;
     times.pass(points::TEMPLATE_MAPPED);
-    let machine = Machine::fork(mapped.clone(), &snapshot, backends, || {
-        times.pass(points::VM_CREATED);
+    let machine = Machine::fork(mapped.clone(), &snapshot, backends, |point| {
+        times.pass(point)
     })?;
     let recorder = match writes {
         Writes::Ignore => None,

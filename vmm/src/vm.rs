@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, mpsc},
 };
 
+use forkvm_api::points;
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
     kvm_userspace_memory_region,
@@ -169,13 +170,14 @@ impl Machine {
         })
     }
 
-    /// A machine that goes on where `snapshot` was taken. `created` is called when KVM has the
-    /// machine and its vCPUs, before their state is restored.
+    /// A machine that goes on where `snapshot` was taken. `passed` is called at time points: what
+    /// lies between two of them is either this process' own work or KVM's, but for the few calls
+    /// by which the devices register their events.
     pub(crate) fn fork(
         memory: GuestMemory,
         snapshot: &Snapshot,
         backends: Backends,
-        created: impl FnOnce(),
+        mut passed: impl FnMut(&'static str),
     ) -> Result<Self, Error> {
         if !(1..=usize::from(MAX_VCPUS)).contains(&snapshot.vcpus.len()) {
             return Err(Error::Vcpus(snapshot.vcpus.len()));
@@ -190,8 +192,9 @@ impl Machine {
                     .map_err(failed("KVM_CREATE_VCPU"))?,
             );
         }
-        created();
+        passed(points::VM_CREATED);
         let devices = Devices::restore(memory.clone(), vm.clone(), backends, &snapshot.devices)?;
+        passed(points::DEVICES_RESTORED);
         for (state, vcpu) in snapshot.vcpus.iter().zip(&vcpus) {
             state.restore(vcpu)?;
         }

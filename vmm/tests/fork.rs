@@ -146,6 +146,7 @@ fn boots_freezes_and_forks(vcpus: u8) {
                 points::VMM_LAUNCHED,
                 points::TEMPLATE_MAPPED,
                 points::VM_CREATED,
+                points::DEVICES_RESTORED,
                 points::STATE_RESTORED,
                 points::VCPU_ENTERED,
                 points::VCPU_FIRST_EXIT

@@ -10,7 +10,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use forkvm_tests::{
     failure::Failure,
-    figures::{calibration::Calibration, demo, density, measure, memory, report, show},
+    figures::{calibration::Calibration, demo, density, gate, measure, memory, report, show},
     machine::{Machine, Runtime},
 };
 
@@ -58,6 +58,16 @@ enum Command {
         /// The folder.
         folder: PathBuf,
     },
+    /// Hold the figures of a report against what is recorded of them; fail if one has grown.
+    Gate {
+        /// The report.
+        report: PathBuf,
+        /// The record.
+        record: PathBuf,
+        /// Write the report's values into the record in place of failing.
+        #[arg(long = "record")]
+        write: bool,
+    },
     /// As an OCI hook: write down the private memory of the container's process.
     #[command(hide = true)]
     Hook {
@@ -100,6 +110,17 @@ fn run(command: Command) -> Result<(), Failure> {
             Ok(())
         }
         Command::Show { folder } => show_reports(&folder),
+        Command::Gate {
+            report,
+            record,
+            write,
+        } => {
+            let figures = report::read(&report)?;
+            if write {
+                gate::record(&figures, &record)?;
+            }
+            gate::check(&figures, &record)
+        }
         Command::Hook { answer } => hook(&answer),
     }
 }

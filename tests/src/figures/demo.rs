@@ -70,7 +70,7 @@ pub fn run(
     if crowd {
         density::crowds(&mut demo.report, mode, CROWD)?;
     }
-    demo.report.write(folder, "demo")
+    Ok(demo.report.write(folder, "demo")?)
 }
 
 impl Demo<'_> {

@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 pub fn run(mode: &str, crowd: bool, folder: &Path) -> Result<(), Failure> {
     let mut report = Report::default();
     measure(&mut report, mode, crowd)?;
-    report.write(folder, "density")
+    Ok(report.write(folder, "density")?)
 }
 
 /// Measures all of it, for a report that has more in it.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Measurements of one thing, in the order in which they were taken.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(transparent)]
 pub struct Samples(Vec<f64>);
 
@@ -26,8 +26,7 @@ impl Samples {
     /// The smallest sample that at least `percent` per cent of all samples do not exceed (the
     /// nearest-rank percentile: always a value that was measured). NaN when there are none.
     pub fn percentile(&self, percent: f64) -> f64 {
-        let mut sorted = self.0.clone();
-        sorted.sort_by(f64::total_cmp);
+        let sorted = self.sorted();
         // The rank of a percentage of a number of samples: small, positive and finite.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
@@ -40,6 +39,13 @@ impl Samples {
     /// The median.
     pub fn p50(&self) -> f64 {
         self.percentile(50.0)
+    }
+
+    /// All of them from the smallest to the largest.
+    pub fn sorted(&self) -> Vec<f64> {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted
     }
 
     /// The largest.

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use forkvm_api::points;
 use serde::Deserialize;
 
+use super::Error;
 use super::samples::Samples;
-use crate::failure::Failure;
 
 /// The points of one start.
 #[derive(Clone, Debug, Deserialize)]
@@ -26,14 +26,45 @@ struct Point {
 }
 
 impl Start {
+    /// A start without points yet, of a machine without a container.
+    pub fn new(mode: &str) -> Self {
+        Start {
+            id: "a machine".into(),
+            mode: mode.into(),
+            points: Vec::new(),
+        }
+    }
+
+    /// The start of a running container, from what its shim keeps of it: a JSON array of points.
+    ///
+    /// # Errors
+    /// Text that is something else.
+    pub fn parse(id: &str, mode: &str, text: &str) -> Result<Self, Error> {
+        let points = serde_json::from_str(text)
+            .map_err(|error| Error::new(format!("the time points of {id}: {error}")))?;
+        Ok(Start {
+            id: id.into(),
+            mode: mode.into(),
+            points,
+        })
+    }
+
+    /// Adds a point at this time in nanoseconds of CLOCK_MONOTONIC.
+    pub fn pass(&mut self, name: &str, at_ns: u64) {
+        self.points.push(Point {
+            name: name.into(),
+            at_ns,
+        });
+    }
+
     /// When a point was passed, in nanoseconds of CLOCK_MONOTONIC.
     ///
     /// # Errors
     /// A point that this start did not record.
-    pub fn at(&self, name: &str) -> Result<u64, Failure> {
+    pub fn at(&self, name: &str) -> Result<u64, Error> {
         let point = self.points.iter().find(|point| point.name == name);
         point.map(|point| point.at_ns).ok_or_else(|| {
-            Failure::new(format!(
+            Error::new(format!(
                 "the start of {} has no time point '{name}'",
                 self.id
             ))
@@ -44,7 +75,7 @@ impl Start {
     ///
     /// # Errors
     /// A point that this start did not record.
-    pub fn between(&self, from: &str, to: &str) -> Result<f64, Failure> {
+    pub fn between(&self, from: &str, to: &str) -> Result<f64, Error> {
         // Both are readings of one clock within a minute: exact in a double.
         Ok((self.at(to)? as f64 - self.at(from)? as f64) / 1e6)
     }
@@ -54,13 +85,13 @@ impl Start {
 ///
 /// # Errors
 /// A file that cannot be read or has a line that is no start.
-pub fn read(path: &Path) -> Result<Vec<Start>, Failure> {
-    let text = fs::read_to_string(path).map_err(Failure::io(path.display()))?;
+pub fn read(path: &Path) -> Result<Vec<Start>, Error> {
+    let text = fs::read_to_string(path).map_err(Error::io(path.display()))?;
     let lines = text.lines().enumerate();
     lines
         .map(|(number, line)| {
             serde_json::from_str(line).map_err(|error| {
-                Failure::new(format!("{} line {}: {error}", path.display(), number + 1))
+                Error::new(format!("{} line {}: {error}", path.display(), number + 1))
             })
         })
         .collect()
@@ -70,7 +101,7 @@ pub fn read(path: &Path) -> Result<Vec<Start>, Failure> {
 ///
 /// # Errors
 /// A point that one of them did not record.
-pub fn spans(starts: &[Start], from: &str, to: &str) -> Result<Samples, Failure> {
+pub fn spans(starts: &[Start], from: &str, to: &str) -> Result<Samples, Error> {
     starts.iter().map(|start| start.between(from, to)).collect()
 }
 
@@ -79,7 +110,7 @@ pub fn spans(starts: &[Start], from: &str, to: &str) -> Result<Samples, Failure>
 ///
 /// # Errors
 /// A point that one of the starts did not record.
-pub fn phases(starts: &[Start]) -> Result<Vec<(&'static str, Samples)>, Failure> {
+pub fn phases(starts: &[Start]) -> Result<Vec<(&'static str, Samples)>, Error> {
     let recorded: BTreeMap<&str, ()> = starts
         .iter()
         .flat_map(|start| start.points.iter().map(|point| (&*point.name, ())))
@@ -95,6 +126,22 @@ pub fn phases(starts: &[Start]) -> Result<Vec<(&'static str, Samples)>, Failure>
         .zip(ends)
         .map(|(from, to)| Ok((*to, spans(starts, from, to)?)))
         .collect()
+}
+
+/// The phase with the largest median up to a point, but for those that end at one of `without`.
+///
+/// # Errors
+/// A point that one of the starts did not record.
+pub fn longest(
+    starts: &[Start],
+    until: &str,
+    without: &[&str],
+) -> Result<Option<(&'static str, Samples)>, Error> {
+    let phases = phases(starts)?;
+    let last = phases.iter().position(|(point, _)| *point == until);
+    let phases = phases.into_iter().take(last.map_or(0, |last| last + 1));
+    let phases = phases.filter(|(point, _)| !without.contains(point));
+    Ok(phases.max_by(|(_, a), (_, b)| a.p50().total_cmp(&b.p50())))
 }
 
 #[cfg(test)]
@@ -128,11 +175,20 @@ mod tests {
         let names: Vec<&str> = phases.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["vmm.spawned", "agent.answered"]);
         assert_eq!(phases[1].1, Samples::from_iter([6.0, 1.0]));
+        let longest = |until, without: &[&str]| {
+            let found = longest(&starts(), until, without).unwrap();
+            found.map(|(point, _)| point)
+        };
+        let [spawned, answered] = [points::VMM_SPAWNED, points::AGENT_ANSWERED];
+        assert_eq!(longest(answered, &[]), Some(answered));
+        assert_eq!(longest(answered, &[answered]), Some(spawned));
+        assert_eq!(longest(spawned, &[]), Some(spawned));
+        assert_eq!(longest(points::CREATE_DONE, &[]), None);
     }
 
     #[test]
     fn a_point_that_is_missing_is_named() {
-        let failure = starts()[0].at("vcpu.entered").unwrap_err();
-        assert!(failure.message().contains("vcpu.entered"), "{failure}");
+        let failure = starts()[0].at("vcpu.entered").unwrap_err().to_string();
+        assert!(failure.contains("vcpu.entered"), "{failure}");
     }
 }

@@ -43,32 +43,44 @@ pub fn p50_and_worst(samples: &Samples) -> [String; 2] {
     [number(samples.p50()), number(samples.worst())]
 }
 
+/// The figures that have an aim, as one table.
+pub fn verdicts(figures: &[Figure]) -> Table {
+    let aimed = figures.iter().filter(|figure| figure.aim.is_some());
+    let mut table = table(["figure", "value", "unit", "against", "aim", "holds"]);
+    rows(&mut table, "", aimed);
+    table
+}
+
 /// Reports as one table.
 pub fn reports(reports: &[(String, Vec<Figure>)]) -> Table {
     let mut table = table(["figure", "value", "unit", "against", "aim", "holds"]);
+    for (name, figures) in reports {
+        rows(&mut table, &format!("{name}: "), figures.iter());
+    }
+    table
+}
+
+fn rows<'a>(table: &mut Table, prefix: &str, figures: impl Iterator<Item = &'a Figure>) {
     for column in [2, 4, 5] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Left);
         }
     }
-    for (name, figures) in reports {
-        for figure in figures {
-            let holds = match (&figure.aim, figure.holds) {
-                (None, true) => "",
-                (Some(_), true) => "yes",
-                (_, false) => "NO",
-            };
-            table.add_row([
-                format!("{name}: {}", figure.figure),
-                number(figure.value),
-                figure.unit.clone(),
-                figure.against.map_or_else(String::new, number),
-                figure.aim.clone().unwrap_or_default(),
-                holds.into(),
-            ]);
-        }
+    for figure in figures {
+        let holds = match (&figure.aim, figure.holds) {
+            (None, true) => "",
+            (Some(_), true) => "yes",
+            (_, false) => "NO",
+        };
+        table.add_row([
+            format!("{prefix}{}", figure.figure),
+            number(figure.value),
+            figure.unit.clone(),
+            figure.against.map_or_else(String::new, number),
+            figure.aim.clone().unwrap_or_default(),
+            holds.into(),
+        ]);
     }
-    table
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
+use super::Error;
 use super::samples::Samples;
-use crate::failure::Failure;
 
 /// One figure.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,9 +35,46 @@ pub struct Report {
     pub samples: BTreeMap<String, Samples>,
 }
 
+/// What became of the aim of a figure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is reached.
+    Reached,
+    /// It is missed by the figure of this name.
+    Missed(String),
+}
+
 impl Report {
-    /// Adds a figure without an aim.
+    /// The report `name` in a folder as it was left; empty if there is none.
+    ///
+    /// # Errors
+    /// Files that cannot be read or are no report.
+    pub fn read(folder: &Path, name: &str) -> Result<Self, Error> {
+        let path = folder.join(format!("{name}.json"));
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let samples = folder.join(format!("{name}.samples.json"));
+        let text = fs::read_to_string(&samples).map_err(Error::io(samples.display()))?;
+        Ok(Self {
+            figures: read(&path)?,
+            samples: serde_json::from_str(&text)
+                .map_err(|error| Error::new(format!("{}: {error}", samples.display())))?,
+        })
+    }
+
+    /// What became of the aim of the figure that was added last, if it has one.
+    pub fn verdict(&self) -> Option<Verdict> {
+        let last = self.figures.last().filter(|last| last.aim.is_some())?;
+        Some(match last.holds {
+            true => Verdict::Reached,
+            false => Verdict::Missed(last.figure.clone()),
+        })
+    }
+
+    /// Adds a figure without an aim, in place of one of the same name.
     pub fn add(&mut self, figure: &str, value: f64, unit: &str, against: Option<f64>) {
+        self.figures.retain(|known| known.figure != figure);
         self.figures.push(Figure {
             figure: figure.into(),
             value: rounded(value),
@@ -60,28 +97,28 @@ impl Report {
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn write(&self, folder: &Path, name: &str) -> Result<(), Failure> {
-        fs::create_dir_all(folder).map_err(Failure::io(folder.display()))?;
+    pub fn write(&self, folder: &Path, name: &str) -> Result<(), Error> {
+        fs::create_dir_all(folder).map_err(Error::io(folder.display()))?;
         put(&folder.join(format!("{name}.json")), &self.figures)?;
         put(&folder.join(format!("{name}.samples.json")), &self.samples)
     }
 }
 
-fn put(path: &Path, content: &impl Serialize) -> Result<(), Failure> {
+fn put(path: &Path, content: &impl Serialize) -> Result<(), Error> {
     let mut text = serde_json::to_string_pretty(content)
-        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+        .map_err(|error| Error::new(format!("{}: {error}", path.display())))?;
     text.push('\n');
-    fs::write(path, text).map_err(Failure::io(path.display()))
+    fs::write(path, text).map_err(Error::io(path.display()))
 }
 
 /// Reads the figures of one report.
 ///
 /// # Errors
 /// A file that cannot be read or is no report.
-pub fn read(path: &Path) -> Result<Vec<Figure>, Failure> {
-    let text = fs::read_to_string(path).map_err(Failure::io(path.display()))?;
+pub fn read(path: &Path) -> Result<Vec<Figure>, Error> {
+    let text = fs::read_to_string(path).map_err(Error::io(path.display()))?;
     serde_json::from_str(&text)
-        .map_err(|error| Failure::new(format!("{} is no report: {error}", path.display())))
+        .map_err(|error| Error::new(format!("{} is no report: {error}", path.display())))
 }
 
 /// Four significant digits are all that any measurement here is good for.
@@ -110,15 +147,29 @@ mod tests {
             (12.35, Some(1235.0))
         );
         assert!(!figures[0].holds);
-        assert!(folder.path().join("demo.samples.json").exists());
+        let again = Report::read(folder.path(), "demo").unwrap();
+        assert_eq!(
+            (again.figures, again.samples),
+            (report.figures, report.samples)
+        );
+        assert!(
+            Report::read(folder.path(), "none")
+                .unwrap()
+                .figures
+                .is_empty()
+        );
     }
 
     #[test]
     fn a_figure_that_was_not_measured_does_not_hold() {
         let mut report = Report::default();
         report.add("start", f64::NAN, "ms", None);
+        assert_eq!(report.verdict(), None);
         report.aim("any", true);
         assert!(!report.figures[0].holds);
+        assert_eq!(report.verdict(), Some(Verdict::Missed("start".into())));
+        report.add("start", 2.0, "ms", None);
+        assert_eq!((report.figures.len(), report.figures[0].value), (1, 2.0));
     }
 
     #[test]
@@ -126,6 +177,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.json");
         fs::write(&path, "{}").unwrap();
-        assert!(read(&path).unwrap_err().message().contains("x.json"));
+        assert!(read(&path).unwrap_err().to_string().contains("x.json"));
     }
 }

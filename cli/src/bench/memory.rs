@@ -2,13 +2,13 @@
 
 use std::{fs, path::Path};
 
-use crate::failure::Failure;
+use super::Error;
 
 /// Memory that this process alone holds and has written to: what goes when it ends.
 ///
 /// # Errors
 /// A process that is gone.
-pub fn private_dirty(pid: u32) -> Result<u64, Failure> {
+pub fn private_dirty(pid: u32) -> Result<u64, Error> {
     let path = format!("/proc/{pid}/smaps_rollup");
     field(Path::new(&path), "Private_Dirty:")
 }
@@ -17,15 +17,15 @@ pub fn private_dirty(pid: u32) -> Result<u64, Failure> {
 ///
 /// # Errors
 /// When /proc cannot be read.
-pub fn available() -> Result<u64, Failure> {
+pub fn available() -> Result<u64, Error> {
     field(Path::new("/proc/meminfo"), "MemAvailable:")
 }
 
-fn field(path: &Path, name: &str) -> Result<u64, Failure> {
-    let text = fs::read_to_string(path).map_err(Failure::io(path.display()))?;
+fn field(path: &Path, name: &str) -> Result<u64, Error> {
+    let text = fs::read_to_string(path).map_err(Error::io(path.display()))?;
     kilobytes(&text, name)
         .map(|kilobytes| kilobytes * 1024)
-        .ok_or_else(|| Failure::new(format!("{} has no {name}", path.display())))
+        .ok_or_else(|| Error::new(format!("{} has no {name}", path.display())))
 }
 
 fn kilobytes(text: &str, name: &str) -> Option<u64> {

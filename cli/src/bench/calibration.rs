@@ -10,7 +10,7 @@ use std::{
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Failure;
+use super::Error;
 
 const TURNS: u32 = 2_000_000;
 const PAGES: usize = 2048;
@@ -33,7 +33,7 @@ impl Calibration {
     ///
     /// # Errors
     /// When the memory of the second loop cannot be had.
-    pub fn take() -> Result<Self, Failure> {
+    pub fn take() -> Result<Self, Error> {
         // Once for the caches, once for the figure.
         page_faults()?;
         Ok(Calibration {
@@ -62,8 +62,8 @@ fn cpu() -> Duration {
     began.elapsed()
 }
 
-fn page_faults() -> Result<Duration, Failure> {
-    let failed = |error: rustix::io::Errno| Failure::new(format!("memory to calibrate: {error}"));
+fn page_faults() -> Result<Duration, Error> {
+    let failed = |error: rustix::io::Errno| Error::new(format!("memory to calibrate: {error}"));
     let length = PAGES * PAGE;
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: an anonymous mapping at an address of the kernel's choice touches no memory that
