@@ -53,6 +53,16 @@ pub const ALL: &[&str] = &[
     PROCESS_STARTED,
 ];
 
+/// Those that the monitor passes, and tells the shim about. The shim passes all others.
+pub const MONITOR: &[&str] = &[
+    VMM_LAUNCHED,
+    TEMPLATE_MAPPED,
+    VM_CREATED,
+    STATE_RESTORED,
+    VCPU_ENTERED,
+    VCPU_FIRST_EXIT,
+];
+
 /// Nanoseconds of a duration, as a time point is written down.
 pub fn nanoseconds(reading: Duration) -> u64 {
     u64::try_from(reading.as_nanos()).unwrap_or(u64::MAX)

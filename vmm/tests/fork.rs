@@ -203,8 +203,8 @@ fn one_vcpu_boots_freezes_and_forks() {
 
 #[test]
 #[ignore = "needs a KVM that runs guests: tests/run monitor runs it"]
-fn two_vcpus_boot_freeze_and_fork() {
-    boots_freezes_and_forks(2);
+fn four_vcpus_boot_freeze_and_fork() {
+    boots_freezes_and_forks(4);
 }
 
 #[test]

@@ -139,7 +139,9 @@ fn boot_and_freeze(
             }
             Some(Event::Failed { message, .. }) => break message,
             Some(Event::Stopped { reason }) => break format!("the guest stopped: {reason}"),
-            Some(Event::Running { .. } | Event::Paused | Event::Resumed) => {}
+            Some(
+                Event::Reached { .. } | Event::Running { .. } | Event::Paused | Event::Resumed,
+            ) => {}
             None => break "the monitor ended without a word, see its log".to_owned(),
         }
     };
