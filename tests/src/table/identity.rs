@@ -142,8 +142,8 @@ print('AT_RANDOM', memory.read(16).hex())
 print('AT_SYSINFO_EHDR', hex(auxv[33]))
 print('program', hex(auxv[3]))
 for line in open('/proc/self/maps'):
-    if '[stack]' in line or '[heap]' in line:
-        print(line.split()[-1], line.split('-')[0])
+    if '[stack]' in line:
+        print('stack', line.split('-')[0])
 print('library', next(line for line in open('/proc/self/maps') if 'libc' in line).split('-')[0])
 print('hash', hash('forkvm'))
 import random, tempfile, uuid
@@ -152,8 +152,8 @@ print('name', next(tempfile._get_candidate_names()))
 print('uuid', uuid.uuid4())
 ";
     let outputs = twins(scene, &ctr(PYTHON).python(script))?;
-    // Debian's python3 is not position independent: the program and what follows its code are where it says.
-    all_differ(&outputs, 10, &["program"])
+    // Debian's python3 is not position independent: it says itself where it is.
+    all_differ(&outputs, 9, &["program"])
 }
 
 fn now() -> f64 {
@@ -241,9 +241,11 @@ print('ok')
 fn uptime(scene: &Scene<'_>) -> Result<(), Failure> {
     let script = r"
 import time
+before = time.time()
 booted = next(int(line.split()[1]) for line in open('/proc/stat') if line.startswith('btime'))
 up = float(open('/proc/uptime').read().split()[0])
-assert abs(booted + up - time.time()) < 2, (booted, up, time.time())
+# The kernel tells the boot in whole seconds.
+assert before - 2 < booted + up < time.time() + 2, (before, booted, up, time.time())
 start = int(open('/proc/self/stat').read().rsplit(')', 1)[1].split()[19]) / 100
 assert 0 <= up - start < 60, (up, start)
 print('ok')
