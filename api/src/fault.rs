@@ -10,12 +10,28 @@ use crate::points;
 pub enum Process {
     /// The container's shim.
     Shim,
-    /// Its monitor.
+    /// Its monitor, or that of a builder.
     Monitor,
+    /// The builder of a template.
+    Builder,
 }
 
 impl Process {
-    const ALL: [Process; 2] = [Process::Shim, Process::Monitor];
+    const ALL: [Process; 3] = [Process::Shim, Process::Monitor, Process::Builder];
+
+    /// The points at which such a process lives.
+    fn points(self) -> impl Iterator<Item = &'static str> {
+        let behind = |points: &'static [&'static str], first: &'static str| {
+            points.iter().skip_while(move |point| **point != first)
+        };
+        let (of_start, of_build) = match self {
+            Process::Shim => (behind(points::ALL, points::CREATE_RECEIVED), 0..0),
+            // From the first step of a build at which there is one to the last.
+            Process::Monitor => (behind(points::ALL, points::VMM_SPAWNED), 1..3),
+            Process::Builder => (behind(&[], ""), 0..points::BUILD.len()),
+        };
+        of_start.chain(&points::BUILD[of_build]).copied()
+    }
 }
 
 impl fmt::Display for Process {
@@ -23,6 +39,7 @@ impl fmt::Display for Process {
         out.write_str(match self {
             Process::Shim => "shim",
             Process::Monitor => "monitor",
+            Process::Builder => "builder",
         })
     }
 }
@@ -32,7 +49,7 @@ impl fmt::Display for Process {
 pub struct Kill {
     /// The process.
     pub process: Process,
-    /// One of [`points::ALL`], whichever process passes it.
+    /// One of [`points::ALL`] or [`points::BUILD`], whichever process passes it.
     pub point: &'static str,
 }
 
@@ -40,15 +57,14 @@ impl Kill {
     /// Every kill there is: each process at each point at which it lives.
     pub fn all() -> impl Iterator<Item = Kill> {
         Process::ALL.into_iter().flat_map(|process| {
-            let born = match process {
-                Process::Shim => points::CREATE_RECEIVED,
-                Process::Monitor => points::VMM_SPAWNED,
-            };
-            points::ALL
-                .iter()
-                .skip_while(move |point| **point != born)
-                .map(move |point| Kill { process, point })
+            let points = process.points();
+            points.map(move |point| Kill { process, point })
         })
+    }
+
+    /// Whether the point is one of a build.
+    pub fn is_in_build(&self) -> bool {
+        points::BUILD.contains(&self.point)
     }
 
     /// Whether the monitor passes the point.
@@ -93,9 +109,13 @@ mod tests {
 
     #[test]
     fn each_process_is_killed_at_each_point_of_its_life() {
-        let points = |process| Kill::all().filter(move |kill| kill.process == process);
-        assert_eq!(points(Process::Shim).count(), points::ALL.len());
-        assert_eq!(points(Process::Monitor).count(), points::ALL.len() - 2);
+        let points = |process: Process| process.points();
+        assert!(points(Process::Shim).eq(points::ALL.iter().copied()));
+        assert!(points(Process::Builder).eq(points::BUILD.iter().copied()));
+        // Not the shim's two before it is there; two of a build.
+        assert_eq!(points(Process::Monitor).count(), points::ALL.len() - 2 + 2);
+        let of_build = points(Process::Monitor).filter(|point| points::BUILD.contains(point));
+        assert!(of_build.eq([points::BUILD_BOOTING, points::BUILD_FREEZING]));
     }
 
     #[test]

@@ -54,6 +54,8 @@ impl Fault {
                     kill();
                 }
             }
+            // It dies in its own process.
+            Process::Builder => {}
         }
     }
 }

@@ -274,7 +274,7 @@ fn build_templates(plan: &Plan, cases: &[Case]) -> Result<(), Failure> {
     let vcpus: BTreeSet<u8> = cases.iter().filter_map(Case::vcpus).collect();
     for vcpus in vcpus {
         let _config = ConfigFile::with_vcpus(vcpus)?;
-        let build = ["forkvm", "template", "build", "base"].map(String::from);
+        let build = ["forkvm", "template", "build"].map(String::from);
         process::run(&build, b"", Instant::now() + plan.case_limit)?
             .exits(0)
             .map_err(|failure| failure.about("the template of the cases with more vCPUs"))?;

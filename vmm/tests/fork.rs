@@ -244,7 +244,10 @@ fn refused(host: &Host, memory: &File, state: &File) {
     match monitor.receive_before(deadline()).unwrap() {
         Some(Event::Failed { kind, message }) => {
             assert_eq!(kind, FailureKind::Template, "{message}");
-            assert!(message.contains("forkvm template build --force"), "{message}");
+            assert!(
+                message.contains("forkvm template build --force"),
+                "{message}"
+            );
         }
         other => panic!("{other:?}"),
     }

@@ -16,8 +16,7 @@ const OWN: &str = "runc needs other amounts at other places";
 pub(super) fn cases() -> Vec<Case> {
     [
         scenario("exhausted/memory-while-forking", memory),
-        scenario("exhausted/descriptors-of-the-shim", shim_descriptors),
-        scenario("exhausted/descriptors-of-the-monitor", monitor_descriptors),
+        scenario("exhausted/descriptors", descriptors),
         scenario("exhausted/disk-for-the-state-of-a-container", run_disk),
     ]
     .into_iter()
@@ -105,38 +104,19 @@ fn memory(scene: &Scene<'_>) -> Result<(), Failure> {
     })
 }
 
-const DESCRIPTORS: [u64; 10] = [6, 8, 10, 12, 14, 16, 20, 24, 32, 256];
-const NO_DESCRIPTORS: &[&str] = &["too many open files", "error 24"];
+/// With how many descriptors a shim and its monitor, which has as many, are started. Some are too few for the one, some for
+/// the other.
+const DESCRIPTORS: [u64; 12] = [6, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 256];
 
-/// A program that runs `program` with so many descriptors and no more.
-fn limited(scene: &Scene<'_>, name: &str, program: &str, count: u64) -> Result<String, Failure> {
-    let script = format!("#!/bin/sh\nulimit -n {count}\nexec {program} \"$@\"\n");
-    let path = scene.write(name, &script)?;
-    let mode = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(&path, mode).map_err(Failure::io(path.display()))?;
-    Ok(path.display().to_string())
-}
-
-fn shim_descriptors(scene: &Scene<'_>) -> Result<(), Failure> {
-    from_little_to_enough(scene, &DESCRIPTORS, NO_DESCRIPTORS, |count| {
-        let name = format!("containerd-shim-limited-v{count}");
-        let shim = limited(scene, &name, "containerd-shim-forkvm-v2", count)?;
-        Ok(plain().option(&["--runtime", &shim]))
-    })
-}
-
-fn monitor_descriptors(scene: &Scene<'_>) -> Result<(), Failure> {
-    let config = forkvm_config::Config::load().map_err(|error| Failure::new(error.to_string()))?;
-    let monitor = config.paths.monitor.display().to_string();
-    let mut replaced = None;
-    from_little_to_enough(scene, &DESCRIPTORS, NO_DESCRIPTORS, |count| {
-        let wrapper = limited(scene, "monitor", &monitor, count)?;
-        // The one before is put back first.
-        drop(replaced.take());
-        replaced = Some(ConfigFile::changed(&format!(
-            "[paths]\nmonitor = \"{wrapper}\"\n"
-        ))?);
-        Ok(plain())
+fn descriptors(scene: &Scene<'_>) -> Result<(), Failure> {
+    let words = ["too many open files", "error 24"];
+    from_little_to_enough(scene, &DESCRIPTORS, &words, |count| {
+        let script =
+            format!("#!/bin/sh\nulimit -n {count}\nexec containerd-shim-forkvm-v2 \"$@\"\n");
+        let shim = scene.write(&format!("containerd-shim-limited-v{count}"), &script)?;
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&shim, mode).map_err(Failure::io(shim.display()))?;
+        Ok(plain().option(&["--runtime", &shim.display().to_string()]))
     })
 }
 

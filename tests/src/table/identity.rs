@@ -330,8 +330,8 @@ print('ok')
     };
     pair(scene, [&container("first"), &container("second")])?;
     if scene.runtime == Runtime::Forkvm {
-        // Reads all of the template and compares its checksum.
-        scene.ok(["forkvm", "template", "inspect", "base"])?;
+        // Reads all templates whole and compares their checksums.
+        scene.ok(["forkvm", "template", "verify"])?;
     }
     Ok(())
 }
@@ -350,8 +350,12 @@ fn no_secrets(scene: &Scene<'_>) -> Result<(), Failure> {
     scene.check_kernel(Client::Ctr, &id)?;
 
     let store = scene.path("templates");
-    let _config = ConfigFile::changed(&format!("[paths]\ntemplates = \"{}\"\n", store.display()))?;
-    let build = ["env", &secret, "forkvm", "template", "build", "base"].map(String::from);
+    let _config = ConfigFile::changed(&format!(
+        "[paths]\ntemplates = \"{}\"\nrecord = \"{}\"\n",
+        store.display(),
+        scene.path_text("record.json")
+    ))?;
+    let build = ["env", &secret, "forkvm", "template", "build"].map(String::from);
     process::run(&build, b"", scene.deadline())?.exits(0)?;
 
     let mut secrets = vec![canary];

@@ -4,6 +4,7 @@
 //! `scenario`. Topics are files; a new one is added to [`cases`].
 
 mod crashes;
+mod damage;
 mod docker;
 mod exhausted;
 mod files;
@@ -35,6 +36,7 @@ pub fn cases() -> Vec<Case> {
         crashes::cases(),
         killed::cases(),
         exhausted::cases(),
+        damage::cases(),
     ]
     .concat()
 }
