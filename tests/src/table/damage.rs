@@ -24,7 +24,7 @@ pub(super) fn cases() -> Vec<Case> {
 /// The store of the case; `missing` says what a start does without a template.
 fn configure(scene: &Scene<'_>, missing: &str) -> Result<ConfigFile, Failure> {
     ConfigFile::changed(&format!(
-        "[templates]\nmissing = \"{missing}\"\n[paths]\ntemplates = \"{}\"\nrecord = \"{}\"\n",
+        "[vm]\nmemory_mib = 128\n[templates]\nmissing = \"{missing}\"\n[paths]\ntemplates = \"{}\"\nrecord = \"{}\"\n",
         scene.path_text("store"),
         scene.path_text("record.json"),
     ))

@@ -350,7 +350,7 @@ fn no_secrets(scene: &Scene<'_>) -> Result<(), Failure> {
 
     let store = scene.path("templates");
     let _config = ConfigFile::changed(&format!(
-        "[paths]\ntemplates = \"{}\"\nrecord = \"{}\"\n",
+        "[vm]\nmemory_mib = 128\n[paths]\ntemplates = \"{}\"\nrecord = \"{}\"\n",
         store.display(),
         scene.path_text("record.json")
     ))?;

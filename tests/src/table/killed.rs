@@ -62,7 +62,7 @@ fn start(scene: &Scene<'_>, kill: Kill) -> Result<(), Failure> {
 fn build(scene: &Scene<'_>, kill: Kill) -> Result<(), Failure> {
     let store = scene.path("store");
     let own = format!(
-        "[paths]\ntemplates = \"{}\"\nrecord = \"{}\"\n",
+        "[vm]\nmemory_mib = 128\n[paths]\ntemplates = \"{}\"\nrecord = \"{}\"\n",
         store.display(),
         scene.path_text("record.json")
     );
