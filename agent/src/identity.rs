@@ -62,11 +62,7 @@ pub(crate) fn apply(identity: &Identity, clock: Clock) -> Result<(), Error> {
     check(identity)?;
     add_entropy(&identity.entropy).map_err(apply_failed("entropy"))?;
     if clock == Clock::Step {
-        let time = TimeSpec::new(
-            identity.realtime_ns / 1_000_000_000,
-            identity.realtime_ns % 1_000_000_000,
-        );
-        clock_settime(ClockId::CLOCK_REALTIME, time).map_err(apply_failed("realtime"))?;
+        step_clock(identity.realtime_ns).map_err(apply_failed("realtime"))?;
     }
     nix::unistd::sethostname(&identity.hostname).map_err(apply_failed("hostname"))?;
     fs::write("/etc/hostname", format!("{}\n", identity.hostname))
@@ -127,6 +123,11 @@ fn check(identity: &Identity) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+fn step_clock(realtime_ns: i64) -> nix::Result<()> {
+    let time = TimeSpec::new(realtime_ns / 1_000_000_000, realtime_ns % 1_000_000_000);
+    clock_settime(ClockId::CLOCK_REALTIME, time)
 }
 
 fn is_lower_hex(byte: u8) -> bool {
@@ -211,6 +212,12 @@ mod tests {
             boot_id: "01234567-89ab-cdef-0123-456789abcdef".to_owned(),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn a_time_that_the_kernel_refuses_is_an_error() {
+        // The year 2262; the kernel leaves room for an uptime of 30 years (TIME_SETTOD_SEC_MAX of linux/time64.h).
+        assert!(step_clock(i64::MAX).is_err());
     }
 
     #[test]

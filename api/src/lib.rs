@@ -1,6 +1,7 @@
 //! What the shim, the monitor and the agent in the guest have in common: the agent's ttrpc API,
 //! the vsock ports, the header of a stream connection, the ready port and the named time points.
 
+pub mod fault;
 pub mod points;
 pub mod stream;
 

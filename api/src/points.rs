@@ -59,6 +59,39 @@ pub const ALL: &[&str] = &[
     PROCESS_STARTED,
 ];
 
+/// Those that the monitor passes, and tells the shim about. The shim passes all others.
+pub const MONITOR: &[&str] = &[
+    VMM_LAUNCHED,
+    TEMPLATE_MAPPED,
+    VM_CREATED,
+    STATE_RESTORED,
+    VCPU_ENTERED,
+    VCPU_FIRST_EXIT,
+];
+
+/// The builder of a template has its lock, and found that there is none that can be used.
+pub const BUILD_STARTED: &str = "build.started";
+/// Its monitor has got the launch request.
+pub const BUILD_BOOTING: &str = "build.booting";
+/// The guest's agent listens.
+pub const BUILD_FREEZING: &str = "build.freezing";
+/// Memory and state are on disk, and the monitor has ended.
+pub const BUILD_FROZEN: &str = "build.frozen";
+/// The template is whole, under a temporary name.
+pub const BUILD_WRITTEN: &str = "build.written";
+/// It has its name.
+pub const BUILD_PUBLISHED: &str = "build.published";
+
+/// The points of a build in order; its builder passes them. They are not recorded.
+pub const BUILD: &[&str] = &[
+    BUILD_STARTED,
+    BUILD_BOOTING,
+    BUILD_FREEZING,
+    BUILD_FROZEN,
+    BUILD_WRITTEN,
+    BUILD_PUBLISHED,
+];
+
 /// Nanoseconds of a duration, as a time point is written down.
 pub fn nanoseconds(reading: Duration) -> u64 {
     u64::try_from(reading.as_nanos()).unwrap_or(u64::MAX)

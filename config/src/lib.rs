@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use forkvm_api::fault::Kill;
 use serde::Deserialize;
 
 mod class;
@@ -72,6 +73,8 @@ pub struct Config {
     pub paths: Paths,
     /// What is logged, and where to.
     pub log: Log,
+    /// Faults for forkvm's own tests.
+    pub test: Test,
 }
 
 /// Table `[start]`.
@@ -174,6 +177,21 @@ pub struct Log {
     pub timings: PathBuf,
     /// Folder for the guests' consoles; empty for none.
     pub consoles: PathBuf,
+}
+
+/// Table `[test]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Test {
+    /// Which process is killed at which point, as text; empty for none.
+    pub kill: String,
+}
+
+impl Test {
+    /// Which process is killed at which point. A configuration with a text that means none is not valid.
+    pub fn kill(&self) -> Option<Kill> {
+        self.kill.parse().ok()
+    }
 }
 
 /// A level of the log.
@@ -280,6 +298,13 @@ impl Config {
                 return range(option, mib.to_string(), "an even number from 128 to 65536");
             }
         }
+        if !self.test.kill.is_empty() && self.test.kill().is_none() {
+            return range(
+                "test.kill",
+                self.test.kill.clone(),
+                "PROCESS@POINT with a point at which the process lives, or \"\"",
+            );
+        }
         for (option, file) in [
             ("paths.kernel", &self.paths.kernel),
             ("paths.initramfs", &self.paths.initramfs),
@@ -327,6 +352,7 @@ mod tests {
         assert_eq!(config.vm.vcpus, 2);
         assert_eq!(config.templates.sharing, Sharing::Namespace);
         assert_eq!(config.templates.missing, Missing::Build);
+        assert_eq!(config.test.kill(), None);
     }
 
     #[test]
@@ -354,6 +380,7 @@ mod tests {
         assert!(message("[templates]\nmax_count = -1").contains("-1"));
         assert!(message("[paths]\nkernel = \"vmlinux\"").contains("an absolute path"));
         assert!(message("[log]\ntimings = \"x\"").contains("log.timings"));
+        assert!(message("[test]\nkill = \"shim@dawn\"").contains("test.kill is shim@dawn"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod daemon;
 mod delete;
 mod error;
 mod events;
+mod fault;
 mod hooks;
 mod info;
 mod machine;

@@ -6,6 +6,8 @@ use forkvm_api::points;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
+use crate::fault::Fault;
+
 /// Nanoseconds of the host's CLOCK_MONOTONIC.
 pub(crate) fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
@@ -16,7 +18,11 @@ pub(crate) fn now() -> u64 {
 /// Points in the order in which they were taken.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(transparent)]
-pub(crate) struct Points(Vec<Point>);
+pub(crate) struct Points {
+    taken: Vec<Point>,
+    #[serde(skip)]
+    fault: Fault,
+}
 
 #[derive(Clone, Debug, Serialize)]
 struct Point {
@@ -25,14 +31,28 @@ struct Point {
 }
 
 impl Points {
+    /// No points yet. `fault` comes to pass at its own.
+    pub(crate) fn with(fault: Fault) -> Self {
+        Self {
+            taken: Vec::new(),
+            fault,
+        }
+    }
+
     /// Takes a point now.
     pub(crate) fn take(&mut self, name: &str) {
-        self.add(name, now());
+        self.take_at(name, now());
+    }
+
+    /// Takes a point of the shim's own that was passed at another moment.
+    pub(crate) fn take_at(&mut self, name: &str, at_ns: u64) {
+        self.add(name, at_ns);
+        self.fault.passed(name);
     }
 
     /// Adds a point that was taken elsewhere.
     pub(crate) fn add(&mut self, name: &str, at_ns: u64) {
-        self.0.push(Point {
+        self.taken.push(Point {
             name: name.to_owned(),
             at_ns,
         });

@@ -277,11 +277,11 @@ impl Machine for Vm {
             .await?;
         self.init_pid.store(answer.pid, Ordering::Relaxed);
         let answered = timings::now();
-        self.points().add(
+        self.points().take_at(
             points::IDENTITY_APPLIED,
             answered.saturating_sub(answer.create_ns),
         );
-        self.points().add(points::AGENT_ANSWERED, answered);
+        self.points().take_at(points::AGENT_ANSWERED, answered);
         self.keep_writes();
         self.footprint.lock().await.set_quota(&self.plan)?;
         let hooks = &self.plan.hooks;

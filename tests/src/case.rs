@@ -1,50 +1,70 @@
 //! A case: a name and either one container with what is expected of it, or a scenario of several
 //! steps.
 
-use crate::{container::Container, failure::Failure, machine::Runtime, scene::Scene};
+use std::sync::Arc;
 
-/// A scenario of several steps.
-pub type Scenario = fn(&Scene<'_>) -> Result<(), Failure>;
+use crate::{
+    config_file::ConfigFile, container::Container, failure::Failure, machine::Runtime, scene::Scene,
+};
+
+type Steps = dyn Fn(&Scene<'_>) -> Result<(), Failure> + Send + Sync;
 
 /// What a case does.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Body {
     /// Runs one container and judges it.
     Row(Box<Container>),
     /// Anything else.
-    Scenario(Scenario),
+    Scenario(Arc<Steps>),
 }
 
 /// One line of the table.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Case {
-    name: &'static str,
+    name: String,
     body: Body,
     forkvm_only: Option<&'static str>,
     alone: bool,
+    vcpus: Option<u8>,
 }
 
 /// A case that runs one container.
-pub fn row(name: &'static str, container: Container) -> Case {
-    Case {
-        name,
-        body: Body::Row(Box::new(container)),
-        forkvm_only: None,
-        alone: false,
-    }
+pub fn row(name: impl Into<String>, container: Container) -> Case {
+    Case::new(name.into(), Body::Row(Box::new(container)))
 }
 
 /// A case of several steps.
-pub fn scenario(name: &'static str, scenario: Scenario) -> Case {
-    Case {
-        name,
-        body: Body::Scenario(scenario),
-        forkvm_only: None,
-        alone: false,
-    }
+pub fn scenario(
+    name: impl Into<String>,
+    steps: impl Fn(&Scene<'_>) -> Result<(), Failure> + Send + Sync + 'static,
+) -> Case {
+    Case::new(name.into(), Body::Scenario(Arc::new(steps)))
 }
 
 impl Case {
+    fn new(name: String, body: Body) -> Self {
+        Case {
+            name,
+            body,
+            forkvm_only: None,
+            alone: false,
+            vcpus: None,
+        }
+    }
+
+    /// The same case once more, on forkvm with this many vCPUs, as `NAME-with-N-vcpus`. It runs alone, as the
+    /// configuration says how many there are.
+    #[must_use]
+    pub fn with_vcpus(&self, vcpus: u8) -> Self {
+        Case {
+            name: format!("{}-with-{vcpus}-vcpus", self.name),
+            vcpus: Some(vcpus),
+            ..self.clone()
+        }
+        .alone()
+        .forkvm_only("containers on runc see the machine's processors")
+    }
+
     /// Nothing else runs meanwhile: for what disturbs others. What is left behind is then looked
     /// for right after the case.
     #[must_use]
@@ -61,8 +81,13 @@ impl Case {
     }
 
     /// The case's name: `topic/what`.
-    pub fn name(&self) -> &'static str {
-        self.name
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many vCPUs it asks for; None takes what is configured.
+    pub fn vcpus(&self) -> Option<u8> {
+        self.vcpus
     }
 
     /// Whether it runs while no other case does.
@@ -85,6 +110,7 @@ impl Case {
     /// # Errors
     /// What was not as expected.
     pub fn run(&self, scene: &Scene<'_>) -> Result<(), Failure> {
+        let _config = self.vcpus.map(ConfigFile::with_vcpus).transpose()?;
         match &self.body {
             Body::Row(container) => scene.run(container).map(drop)?,
             Body::Scenario(steps) => steps(scene)?,

@@ -24,6 +24,27 @@ impl ConfigFile {
         Self::at(Path::new(forkvm_config::PATH), text)
     }
 
+    /// Lays `text` over the installed configuration.
+    ///
+    /// # Errors
+    /// When one of them is not valid TOML, or the files cannot be written.
+    pub fn changed(text: &str) -> Result<Self, Failure> {
+        let path = Path::new(forkvm_config::PATH);
+        let installed = match fs::read_to_string(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            read => read.map_err(Failure::io(path.display()))?,
+        };
+        Self::at(path, &overlaid(&installed, text)?)
+    }
+
+    /// Gives machines this many vCPUs.
+    ///
+    /// # Errors
+    /// See [`ConfigFile::changed`].
+    pub fn with_vcpus(vcpus: u8) -> Result<Self, Failure> {
+        Self::changed(&format!("[vm]\nvcpus = {vcpus}\n"))
+    }
+
     fn at(path: &Path, text: &str) -> Result<Self, Failure> {
         let this = ConfigFile {
             path: path.to_owned(),
@@ -50,6 +71,22 @@ impl ConfigFile {
     fn kept(&self) -> PathBuf {
         self.path.with_extension("toml.before-tests")
     }
+}
+
+/// `installed` with the options of `text` in place of its own.
+fn overlaid(installed: &str, text: &str) -> Result<String, Failure> {
+    let parse = |text: &str| {
+        let parsed = text.parse::<toml::Table>();
+        parsed.map_err(|error| Failure::new(format!("a configuration that is no TOML: {error}")))
+    };
+    let mut tables = parse(installed)?;
+    for (name, options) in parse(text)? {
+        match (tables.get_mut(&name), options) {
+            (Some(toml::Value::Table(known)), toml::Value::Table(options)) => known.extend(options),
+            (_, options) => drop(tables.insert(name, options)),
+        }
+    }
+    Ok(tables.to_string())
 }
 
 impl Drop for ConfigFile {
@@ -86,6 +123,16 @@ mod tests {
         drop(ConfigFile::at(&path, "[paths]\n").unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap(), "[vm]\n");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_laid_over_replaces_its_options_alone() {
+        let installed = "[vm]\nvcpus = 1\nmemory_mib = 256\n[log]\nlevel = \"debug\"\n";
+        let text = overlaid(installed, "[vm]\nvcpus = 4\n[test]\nkill = \"\"\n").unwrap();
+        let config = forkvm_config::Config::parse(&text, Path::new("x")).unwrap();
+        assert_eq!((config.vm.vcpus, config.vm.memory_mib), (4, 256));
+        assert_eq!(config.log.level.as_str(), "debug");
+        assert!(overlaid(installed, "[vm").is_err());
     }
 
     #[test]

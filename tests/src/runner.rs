@@ -2,7 +2,7 @@
 //! end looks for what is left behind.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fs,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -14,12 +14,13 @@ use forkvm_vmm::on_software_processor;
 
 use crate::{
     case::Case,
+    config_file::ConfigFile,
     container::{BUSYBOX, ctr, docker},
     failure::Failure,
     leak::{Inventory, Thing},
     machine::{Machine, Runtime},
     process,
-    scene::Scene,
+    scene::{Scene, file_name},
 };
 
 /// How long what ends by itself may take before it counts as left behind.
@@ -96,6 +97,9 @@ pub fn run(plan: &Plan, machine: &Machine, cases: &[Case]) -> Result<Summary, Fa
         left_by_runc: Mutex::default(),
     };
     warm_up(plan)?;
+    if plan.runtimes.contains(&Runtime::Forkvm) {
+        build_templates(plan, cases)?;
+    }
     let before = Inventory::take(Instant::now() + plan.case_limit)?;
 
     let queue = Mutex::new(VecDeque::from(together));
@@ -230,7 +234,7 @@ impl Run<'_> {
 
     /// Copies what may explain a failure into a folder of its own; gives the name to show for it.
     fn keep_logs(&self, case: &Case, runtime: Runtime, since: SystemTime) -> PathBuf {
-        let name = case.name().replace('/', "-");
+        let name = file_name(case.name());
         let own = format!("{name}-{}", runtime.name());
         let folder = self.plan.logs.join(&own);
         if let Err(failure) = write_logs(&folder, &name, since) {
@@ -261,6 +265,19 @@ fn warm_up(plan: &Plan) -> Result<(), Failure> {
                 .exits(0)
                 .map_err(|failure| failure.about("the first container of all"))?;
         }
+    }
+    Ok(())
+}
+
+/// The templates of all cases, so that none of them leaves one behind.
+fn build_templates(plan: &Plan, cases: &[Case]) -> Result<(), Failure> {
+    let vcpus: BTreeSet<u8> = cases.iter().filter_map(Case::vcpus).collect();
+    for vcpus in vcpus {
+        let _config = ConfigFile::with_vcpus(vcpus)?;
+        let build = ["forkvm", "template", "build"].map(String::from);
+        process::run(&build, b"", Instant::now() + plan.case_limit)?
+            .exits(0)
+            .map_err(|failure| failure.about("the template of the cases with more vCPUs"))?;
     }
     Ok(())
 }

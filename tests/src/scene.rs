@@ -46,7 +46,7 @@ impl<'a> Scene<'a> {
         Ok(Scene {
             runtime,
             machine,
-            name: format!("e2e-{}-{}", name.replace('/', "-"), runtime.name()),
+            name: format!("e2e-{}-{}", file_name(name), runtime.name()),
             deadline,
             scratch: TempDir::with_prefix("forkvm-e2e-").map_err(Failure::io("scratch folder"))?,
             count: Cell::new(0),
@@ -270,6 +270,11 @@ impl<'a> Scene<'a> {
             remove(*client, id, deadline);
         }
     }
+}
+
+/// A case's name as files and containers can have it.
+pub(crate) fn file_name(case: &str) -> String {
+    case.replace(['/', '@'], "-")
 }
 
 /// Removes a container by force; one that is gone already is no error.

@@ -4,7 +4,7 @@
 //! The monitor's standard input is one end of a Unix socket pair of type `SOCK_SEQPACKET`. Each
 //! packet is one JSON value, at most [`MAX_PACKET`] bytes; file descriptors travel beside it as
 //! `SCM_RIGHTS`, at most [`MAX_DESCRIPTORS`] a packet, in the order in which the message names
-//! them. The first packet is [`Request::Launch`]. When the launcher closes its end the monitor
+//! them. The first packet is [`Request::Launch`], but for a [`Request::StopAt`]. When the launcher closes its end the monitor
 //! exits, whatever its guest does.
 
 pub mod monitor;
@@ -27,6 +27,12 @@ pub const MAX_DESCRIPTORS: usize = 253;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
+    /// For forkvm's own tests, before the launch: the monitor tells when it passes this time point
+    /// ([`Event::Reached`]) and waits there for its end, or that of its launcher.
+    StopAt {
+        /// One of `forkvm_api::points::MONITOR`.
+        point: String,
+    },
     /// Makes the virtual machine and runs it. Descriptors: see [`Launch`].
     Launch(Launch),
     /// Bridges the stream socket that comes with it (one descriptor) to a vsock port on which the
@@ -140,6 +146,11 @@ pub struct Export {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Event {
+    /// The point of [`Request::StopAt`] is passed.
+    Reached {
+        /// The point.
+        point: String,
+    },
     /// The guest runs: vCPU 0 has come back from its first exit.
     Running {
         /// The time points passed so far.

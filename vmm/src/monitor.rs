@@ -119,10 +119,17 @@ pub fn run() -> u8 {
 
 fn serve(socket: &Socket) -> Result<(), Error> {
     process::close_inherited()?;
-    let Some((request, fds)) = socket.receive::<Request>()? else {
+    let Some((mut request, mut fds)) = socket.receive::<Request>()? else {
         return Ok(());
     };
-    let mut times = Times::default();
+    let mut times = Times::new(socket);
+    if let Request::StopAt { point } = request {
+        times.stop_at = Some(point);
+        match socket.receive::<Request>()? {
+            Some(next) => (request, fds) = next,
+            None => return Ok(()),
+        }
+    }
     times.pass(points::VMM_LAUNCHED);
     let Request::Launch(launch) = request else {
         return Err(Error::NoLaunch);
@@ -186,6 +193,7 @@ fn serve(socket: &Socket) -> Result<(), Error> {
     let reports = Reports {
         sender,
         wake: wake.try_clone().map_err(broken("an event"))?,
+        stop_at: times.stop_at.clone(),
     };
     let running = machine.start(console, parts.freeze, (reports, receiver))?;
     let traffic = running.shared().devices.file_traffic();
@@ -209,7 +217,7 @@ fn fork(
     state: &File,
     writes: Writes,
     mut backends: Backends,
-    times: &mut Times,
+    times: &mut Times<'_>,
 ) -> Result<(Machine, Option<Arc<Recorder>>), vm::Error> {
     let snapshot = state::parse(&state::read(state)?)?;
     let mapped = memory::private(memory, snapshot.memory.bytes, &snapshot.memory.segments)?;
@@ -248,19 +256,47 @@ fn fork(
 }
 
 /// The time points passed so far.
-#[derive(Default)]
-struct Times(Vec<TimePoint>);
+struct Times<'a> {
+    passed: Vec<TimePoint>,
+    /// See [`Request::StopAt`].
+    stop_at: Option<String>,
+    socket: &'a Socket,
+}
 
-impl Times {
+impl<'a> Times<'a> {
+    fn new(socket: &'a Socket) -> Self {
+        Self {
+            passed: Vec::new(),
+            stop_at: None,
+            socket,
+        }
+    }
+
     fn pass(&mut self, name: &str) {
         self.at(name, crate::now());
+        if self.stop_at.as_deref() == Some(name) {
+            self.stop();
+        }
     }
 
     fn at(&mut self, name: &str, at_ns: u64) {
-        self.0.push(TimePoint {
+        self.passed.push(TimePoint {
             name: name.to_owned(),
             at_ns,
         });
+    }
+
+    /// Tells the launcher, and waits until it does anything: it kills this process, or is killed itself.
+    fn stop(&self) {
+        let Some(point) = self.stop_at.clone() else {
+            return;
+        };
+        // Who waits for the event and who is gone are the same here.
+        if self.socket.send(&Event::Reached { point }, &[]).is_ok() {
+            while let Err(rustix::io::Errno::INTR) =
+                poll(&mut [PollFd::new(self.socket, PollFlags::IN)], None)
+            {}
+        }
     }
 }
 
@@ -276,7 +312,7 @@ struct Control<'a> {
     running: Running,
     page_cache: PageCache,
     wake: EventFd,
-    times: Times,
+    times: Times<'a>,
     /// Until it is asked what the start has written to.
     recorder: Option<Arc<Recorder>>,
     /// Whether the machine was launched to become a template.
@@ -341,7 +377,11 @@ impl Control<'_> {
         let expected = match request {
             Request::Connect { .. } => 1,
             Request::Freeze => 2,
-            Request::Launch(_) | Request::Pause | Request::Resume | Request::Written => 0,
+            Request::Launch(_)
+            | Request::StopAt { .. }
+            | Request::Pause
+            | Request::Resume
+            | Request::Written => 0,
         };
         if fds.len() != expected {
             return Err(Error::Invalid(format!(
@@ -350,7 +390,9 @@ impl Control<'_> {
             )));
         }
         match request {
-            Request::Launch(_) => Err(Error::Invalid("a machine is launched once".into())),
+            Request::Launch(_) | Request::StopAt { .. } => {
+                Err(Error::Invalid("a machine is launched once".into()))
+            }
             Request::Connect { port } => {
                 let Some(stream) = fds.into_iter().next() else {
                     return Ok(());
@@ -423,7 +465,7 @@ impl Control<'_> {
                 if let Some(&at) = exit {
                     self.times.at(points::VCPU_FIRST_EXIT, at);
                 }
-                let points = self.times.0.clone();
+                let points = self.times.passed.clone();
                 self.send(&Event::Running { points })?;
             }
             Report::Listening => self.send(&Event::AgentListening)?,
@@ -444,6 +486,7 @@ impl Control<'_> {
                 return Ok(true);
             }
             Report::Failed(message) => return Err(Error::Vcpu(message)),
+            Report::Reached => self.times.stop(),
         }
         Ok(false)
     }

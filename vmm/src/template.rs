@@ -15,6 +15,7 @@
 mod budget;
 mod build;
 pub mod digest;
+mod fault;
 mod freeze;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;

@@ -18,7 +18,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use forkvm_api::{READY_LISTENING, READY_PORT};
+use forkvm_api::{READY_LISTENING, READY_PORT, points};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::{
     eventfd::EventFd,
@@ -54,11 +54,15 @@ pub(crate) struct Shared {
 pub(crate) struct Reports {
     pub(crate) sender: mpsc::Sender<Report>,
     pub(crate) wake: EventFd,
+    /// The time point at which vCPU 0 reports [`Report::Reached`] and goes no further.
+    pub(crate) stop_at: Option<String>,
 }
 
 /// What a vCPU reports.
 #[derive(Debug)]
 pub(crate) enum Report {
+    /// vCPU 0 is at the point where it was to stop.
+    Reached,
     /// The first exit of the machine was taken.
     FirstExit,
     /// The agent listens.
@@ -76,6 +80,16 @@ impl Reports {
         // The receiver is gone only when the process ends.
         if self.sender.send(report).is_ok() {
             let _ = self.wake.write(1);
+        }
+    }
+
+    /// vCPU 0 passes a time point.
+    fn pass(&self, point: &str) {
+        if self.stop_at.as_deref() == Some(point) {
+            self.send(Report::Reached);
+            loop {
+                thread::park();
+            }
         }
     }
 }
@@ -182,6 +196,7 @@ impl Thread {
         IMMEDIATE_EXIT.with(|flag| flag.set(&raw mut self.vcpu.get_kvm_run().immediate_exit));
         if self.id == 0 {
             self.shared.entered.get_or_init(crate::now);
+            self.shared.reports.pass(points::VCPU_ENTERED);
         }
         let report = self.run_until_stopped();
         IMMEDIATE_EXIT.with(|flag| flag.set(ptr::null_mut()));
@@ -218,6 +233,7 @@ impl Thread {
                 if self.shared.first_exit.get().is_none()
                     && self.shared.first_exit.set(crate::now()).is_ok()
                 {
+                    self.shared.reports.pass(points::VCPU_FIRST_EXIT);
                     self.shared.reports.send(Report::FirstExit);
                 }
                 Ok(Some(handle(exit, &self.shared)))

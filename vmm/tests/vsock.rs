@@ -1,4 +1,4 @@
-//! A guest's vsock, before and after a fork, with one vCPU and with two: bytes both ways, ends of
+//! A guest's vsock, before and after a fork, with one vCPU and with four: bytes both ways, ends of
 //! both directions, refused and abandoned connections; and that it finds all of its devices.
 //!
 //! Needs a KVM that runs 64-bit guests; `FORKVM_TEST_MONITOR`, `FORKVM_TEST_KERNEL` and
@@ -324,6 +324,6 @@ fn templates_of_templates() {
 
 #[test]
 #[ignore = "needs a KVM that runs guests: tests/run monitor runs it"]
-fn with_two_vcpus() {
-    before_and_after_a_fork(2);
+fn with_four_vcpus() {
+    before_and_after_a_fork(4);
 }

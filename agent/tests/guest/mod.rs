@@ -127,11 +127,18 @@ pub(crate) fn warm_up() -> bool {
 impl Guest {
     /// Starts an agent without an identity.
     pub(crate) async fn start() -> Self {
+        Self::start_behind("true").await
+    }
+
+    /// The same behind a shell command, which runs in the agent's namespaces.
+    pub(crate) async fn start_behind(command: &str) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root");
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
         make_rootfs(&folder.path().join("rootfs"));
-        let (cgroup, process) =
-            in_namespaces("exec \"$AGENT\" serve --unix \"$FOLDER\"", folder.path());
+        let (cgroup, process) = in_namespaces(
+            &format!("{command} && exec \"$AGENT\" serve --unix \"$FOLDER\""),
+            folder.path(),
+        );
         let guest_folder = folder.path().to_owned();
         wait_for(&guest_folder, "agent.sock").await;
         let address = format!("unix://{}", guest_folder.join("agent.sock").display());

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     error::Error as AnyError,
+    fault::Fault,
     hooks::HookRunner,
     machine::{Backend, Machine, Request},
     reaper::Reaper,
@@ -68,6 +69,7 @@ impl Launcher {
         config: &Config,
         points: &mut Points,
         footprint: &mut Footprint,
+        fault: &Fault,
     ) -> Result<Vm, AnyError> {
         let plan = spec::load(&request.bundle, &self.namespace, &request.id, &config.vm)?;
         let asked = Asked {
@@ -114,8 +116,10 @@ impl Launcher {
             cgroup.as_ref().map(|folder| folder.as_fd()),
             &self.reaper,
         )?);
-        points.take(points::VMM_SPAWNED);
         footprint.monitor = Some(Arc::clone(&monitor));
+        let killed = Arc::clone(&monitor);
+        fault.set_monitor(move || killed.kill());
+        points.take(points::VMM_SPAWNED);
         (state.monitor_pid, state.monitor_start) = (monitor.pid(), monitor.start_time());
         footprint.run_folder.write_state(&state)?;
         if cgroup.is_none() {
@@ -129,11 +133,15 @@ impl Launcher {
             .map_err(Error::OomScore)?;
         }
         let boots = matches!(launch.message.source, Source::Boot { .. });
+        if let Some(point) = fault.in_monitor() {
+            let point = point.to_owned();
+            monitor.send(&MonitorRequest::StopAt { point }, &[]).await?;
+        }
         monitor
             .send(&MonitorRequest::Launch(launch.message), &launch.descriptors)
             .await?;
         drop(launch.descriptors);
-        let entered = timeout(RUNNING, monitor.running(boots))
+        let entered = timeout(RUNNING, monitor.running(boots, fault))
             .await
             .map_err(|_| Error::Late(RUNNING.as_secs()))??;
         for point in entered {
@@ -164,12 +172,13 @@ impl Launcher {
 #[async_trait]
 impl Backend for Launcher {
     async fn launch(&self, request: &Request) -> Result<Arc<dyn Machine>, AnyError> {
-        let mut points = Points::default();
-        points.take(points::CREATE_RECEIVED);
         let config = self.config.as_ref().map_err(Arc::clone)?;
+        let fault = Fault::new(config.test.kill());
+        let mut points = Points::with(fault.clone());
+        points.take(points::CREATE_RECEIVED);
         let mut footprint = Footprint::new(&config.paths.run, &self.namespace, &request.id);
         match self
-            .build(request, config, &mut points, &mut footprint)
+            .build(request, config, &mut points, &mut footprint, &fault)
             .await
         {
             Ok(mut vm) => {

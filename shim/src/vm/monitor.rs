@@ -13,7 +13,10 @@ use forkvm_vmm::{
     written::Written,
 };
 use log::Level;
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::{
+    fs::{Mode, OFlags, openat},
+    process::{Signal, pidfd_send_signal},
+};
 use tokio::{
     io::{AsyncReadExt as _, Interest, unix::AsyncFd},
     net::{UnixStream, unix::pipe},
@@ -21,14 +24,20 @@ use tokio::{
 };
 
 use super::{Error, spawn::spawn};
-use crate::{reaper::Reaper, run_state::start_time};
+use crate::{fault::Fault, reaper::Reaper, run_state::start_time};
 
 /// Longer lines of the monitor's log are cut.
 const LONGEST_LINE: usize = 4096;
 
+/// Why a machine has ended, where the kernel alone knows.
+const KILLED: &str = "it was killed";
+const OUT_OF_MEMORY: &str = "it was killed because its cgroup on the host is out of memory: give the container, or the cgroup above it, more";
+
 /// How far a machine is.
 #[derive(Clone, Debug, Default)]
 struct Progress {
+    /// The point at which it was asked to stop.
+    reached: Option<String>,
     running: Option<Vec<TimePoint>>,
     listening: bool,
     failed: Option<(String, FailureKind)>,
@@ -80,6 +89,7 @@ impl Monitor {
         let (progress_sender, progress) = watch::channel(Progress::default());
         let events = tokio::spawn(receive(Arc::clone(&socket), progress_sender));
         let last_event = progress.clone();
+        let folder = cgroup.and_then(|folder| folder.try_clone_to_owned().ok());
         let (ended_sender, ended) = watch::channel(None);
         let log = tokio::spawn(relay_log(child.stderr.into(), "vmm"));
         tokio::spawn(async move {
@@ -87,7 +97,10 @@ impl Monitor {
             // What it said last may still wait in its socket and its log.
             let _ = events.await;
             let last_line = log.await.unwrap_or_default();
-            let reason = reason(&last_event.borrow(), status.ok(), &last_line);
+            let mut reason = reason(&last_event.borrow(), status.ok(), &last_line);
+            if reason == KILLED && folder.is_some_and(|folder| is_out_of_memory(&folder)) {
+                reason = OUT_OF_MEMORY.to_owned();
+            }
             log::debug!("monitor {pid}: {reason}");
             ended_sender.send_replace(Some(reason));
         });
@@ -133,10 +146,19 @@ impl Monitor {
 
     /// Waits until the guest runs and, if it `boots`, until its agent listens; answers the
     /// monitor's time points.
-    pub(super) async fn running(&self, boots: bool) -> Result<Vec<TimePoint>, Error> {
+    pub(super) async fn running(
+        &self,
+        boots: bool,
+        fault: &Fault,
+    ) -> Result<Vec<TimePoint>, Error> {
         let mut progress = self.progress.clone();
         let arrived = progress
-            .wait_for(|p| p.failed.is_some() || (p.running.is_some() && (p.listening || !boots)))
+            .wait_for(|p| {
+                if let Some(point) = &p.reached {
+                    fault.passed(point);
+                }
+                p.failed.is_some() || (p.running.is_some() && (p.listening || !boots))
+            })
             .await
             .map(|progress| progress.clone());
         match arrived {
@@ -214,6 +236,7 @@ async fn receive(socket: Arc<AsyncFd<Control>>, progress: watch::Sender<Progress
         };
         log::debug!("monitor: {event:?}");
         progress.send_modify(|progress| match event {
+            Event::Reached { point } => progress.reached = Some(point),
             Event::Running { points } => progress.running = Some(points),
             Event::AgentListening => progress.listening = true,
             Event::Failed { kind, message } => progress.failed = Some((message, kind)),
@@ -233,12 +256,28 @@ fn reason(progress: &Progress, status: Option<ExitStatus>, last_line: &str) -> S
         return stopped.clone();
     }
     match status {
-        Some(status) if status.signal() == Some(libc::SIGKILL) => "it was killed".to_owned(),
+        Some(status) if status.signal() == Some(libc::SIGKILL) => KILLED.to_owned(),
         Some(status) => format!("its monitor ended ({status}) {last_line}")
             .trim()
             .to_owned(),
         None => "its monitor is gone".to_owned(),
     }
+}
+
+/// Whether the kernel has killed a process of this cgroup for want of memory (`memory.events`, Documentation/
+/// admin-guide/cgroup-v2.rst of Linux).
+fn is_out_of_memory(cgroup: &OwnedFd) -> bool {
+    let open = || -> std::io::Result<String> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = openat(cgroup, "memory.events", flags, Mode::empty())?;
+        std::io::read_to_string(std::fs::File::from(file))
+    };
+    open().is_ok_and(|events| {
+        let kills = events
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "));
+        kills.is_some_and(|kills| kills != "0")
+    })
 }
 
 /// Passes the log of another process, `who`, on to the shim's, a line at a time; answers the last one.
@@ -294,6 +333,20 @@ mod tests {
         assert_eq!(reason(&progress, exited, ""), "the guest has shut down");
         progress.failed = Some(("no KVM".into(), FailureKind::NoKvm));
         assert_eq!(reason(&progress, exited, ""), "no KVM");
+    }
+
+    #[test]
+    fn a_kill_for_want_of_memory_is_told_from_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let cgroup = OwnedFd::from(std::fs::File::open(folder.path()).unwrap());
+        assert!(!is_out_of_memory(&cgroup));
+        for (events, expected) in [
+            ("oom 3\noom_kill 0\n", false),
+            ("oom 3\noom_kill 1\n", true),
+        ] {
+            std::fs::write(folder.path().join("memory.events"), events).unwrap();
+            assert_eq!(is_out_of_memory(&cgroup), expected);
+        }
     }
 
     #[tokio::test]

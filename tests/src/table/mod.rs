@@ -4,11 +4,14 @@
 //! `scenario`. Topics are files; a new one is added to [`cases`].
 
 mod crashes;
+mod damage;
 mod docker;
+mod exhausted;
 mod files;
 mod identity;
 mod images;
 mod isolation;
+mod killed;
 mod memory;
 mod processes;
 mod refusals;
@@ -33,6 +36,9 @@ pub fn cases() -> Vec<Case> {
         refusals::cases(),
         templates::cases(),
         crashes::cases(),
+        killed::cases(),
+        exhausted::cases(),
+        damage::cases(),
     ]
     .concat()
 }
@@ -47,7 +53,8 @@ mod tests {
     fn names_are_unique_and_have_a_topic() {
         let mut seen = BTreeSet::new();
         for case in cases() {
-            assert!(seen.insert(case.name()), "{} is there twice", case.name());
+            let name = case.name().to_owned();
+            assert!(seen.insert(name.clone()), "{name} is there twice");
             let (topic, what) = case.name().split_once('/').unwrap();
             assert!(!topic.is_empty() && !what.is_empty(), "{}", case.name());
         }

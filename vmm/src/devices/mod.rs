@@ -13,7 +13,7 @@ pub mod virtio;
 pub mod vsock;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::convert::Infallible;
 use std::fs::File;

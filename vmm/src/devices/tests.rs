@@ -98,6 +98,12 @@ fn backends() -> Backends {
     }
 }
 
+/// The state of a machine's devices, for tests of what holds it.
+pub(crate) fn example() -> DevicesState {
+    let devices = Devices::assemble(memory(), &Bench::new(), Backends::default(), None);
+    devices.unwrap().save().unwrap()
+}
+
 #[test]
 fn every_slot_has_its_device_and_its_word_on_the_command_line() {
     let devices = Devices::assemble(memory(), &Bench::new(), Backends::default(), None).unwrap();

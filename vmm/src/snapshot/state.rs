@@ -87,7 +87,10 @@ pub fn serialize(snapshot: &Snapshot) -> Result<Vec<u8>, Error> {
 /// # Errors
 /// Every variant but [`Error::Read`].
 pub fn parse(bytes: &[u8]) -> Result<Snapshot, Error> {
-    Ok(postcard::from_bytes(payload(bytes)?)?)
+    match postcard::take_from_bytes(payload(bytes)?)? {
+        (snapshot, []) => Ok(snapshot),
+        _ => Err(Error::Length),
+    }
 }
 
 /// The payload behind a header that fits it.

@@ -95,6 +95,34 @@ pub struct VcpuState {
     debug_regs: kvm_debugregs,
 }
 
+#[cfg(test)]
+impl VcpuState {
+    /// A state of the size that a real one has, for tests of what holds it.
+    pub(crate) fn example(id: u8) -> Self {
+        let msr = kvm_msr_entry {
+            index: MSR_IA32_TSC,
+            data: 7,
+            ..Default::default()
+        };
+        Self {
+            id,
+            cpuid: vec![Default::default(); 30],
+            mp_state: Default::default(),
+            regs: Default::default(),
+            sregs: Default::default(),
+            xcrs: Default::default(),
+            xsave: vec![0; kvm_xsave::default().region.len()],
+            lapic: Default::default(),
+            msrs: vec![msr; 100],
+            tsc: 1 << 40,
+            tsc_deadline: 1 << 41,
+            tsc_khz: 2_000_000,
+            events: Default::default(),
+            debug_regs: Default::default(),
+        }
+    }
+}
+
 /// The MSRs to save: all that KVM lists, and [`UNLISTED`].
 pub(crate) fn msr_indices(kvm: &Kvm) -> Result<Vec<u32>, kvm_ioctls::Error> {
     let list = kvm.get_msr_index_list()?;

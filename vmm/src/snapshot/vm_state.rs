@@ -26,6 +26,18 @@ pub struct VmState {
     clock: kvm_clock_data,
 }
 
+#[cfg(test)]
+impl VmState {
+    /// Any state, for tests of what holds it.
+    pub(crate) fn example() -> Self {
+        Self {
+            irqchips: Default::default(),
+            pit: Some(Default::default()),
+            clock: Default::default(),
+        }
+    }
+}
+
 fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     move |source| Error { call, source }
 }

@@ -3,6 +3,8 @@
 
 use std::{fmt, fs, path::Path, time::Duration};
 
+use forkvm_api::points;
+
 use super::{
     Error, Identity, Store, Template, TemplateSpec,
     freeze::make,
@@ -78,7 +80,7 @@ impl Store {
         let identity = self.identity(spec)?;
         self.build_with(&identity, attempt, progress, |folder, progress| {
             self.check_room(LEAST_BYTES + spec.memory_bytes / SHARE)?;
-            let made = make(spec, &identity, folder, progress);
+            let made = make(spec, &identity, folder, self.fault(), progress);
             // What failed may have failed for that.
             made.map_err(|error| self.check_room(FULL).err().unwrap_or(error))
         })
@@ -123,7 +125,13 @@ impl Store {
             log::warn!("{error}");
         }
         let folder = self.building(id);
-        let made = fill(&folder, progress).and_then(|()| self.publish(&folder, id));
+        self.fault().passed(points::BUILD_STARTED);
+        let made = fill(&folder, progress).and_then(|()| {
+            self.fault().passed(points::BUILD_WRITTEN);
+            self.publish(&folder, id)?;
+            self.fault().passed(points::BUILD_PUBLISHED);
+            Ok(())
+        });
         let opened = made.and_then(|()| self.open(identity));
         match &opened {
             Ok(_) => self.count(|record| record.succeeded(id)),

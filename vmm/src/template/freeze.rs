@@ -9,9 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use forkvm_api::points;
+
 use super::{
     Error, Manifest, Progress, TemplateSpec,
     digest::Stamp,
+    fault::Fault,
     identity::Identity,
     manifest::{self, MemoryFile, StateFile},
     record::now,
@@ -47,14 +50,16 @@ pub(super) fn make(
     spec: &TemplateSpec,
     identity: &Identity,
     temporary: &Path,
+    fault: Fault,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), Error> {
     fs::create_dir(temporary).map_err(Error::file("make", temporary))?;
     let memory = create(&temporary.join("memory"))?;
     let state = create(&temporary.join("state"))?;
     let mut console = create(&temporary.join("console"))?;
-    let frozen = boot_and_freeze(spec, &memory, &state, &mut console, progress)?;
+    let frozen = boot_and_freeze(spec, &memory, &state, &mut console, fault, progress)?;
     progress(Progress::Publishing);
+    fault.passed(points::BUILD_FROZEN);
     drop(console);
     fs::remove_file(temporary.join("console")).map_err(Error::file("remove", temporary))?;
     let bytes = state::read(&state).map_err(|error| Error::Build(format!("the state: {error}")))?;
@@ -98,6 +103,7 @@ fn boot_and_freeze(
     memory: &File,
     state: &File,
     console: &mut File,
+    fault: Fault,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Frozen, Error> {
     let kernel = File::open(&spec.kernel).map_err(Error::file("open", &spec.kernel))?;
@@ -119,10 +125,12 @@ fn boot_and_freeze(
         &[kernel.as_fd(), initramfs.as_fd(), console.as_fd()],
     )?;
     progress(Progress::Booting);
+    fault.passed_with(points::BUILD_BOOTING, &monitor);
     let failure = loop {
         match monitor.receive_before(deadline)? {
             Some(Event::AgentListening) => {
                 progress(Progress::Freezing);
+                fault.passed_with(points::BUILD_FREEZING, &monitor);
                 monitor.send(&Request::Freeze, &[memory.as_fd(), state.as_fd()])?;
             }
             Some(Event::Progress { step }) => progress(Progress::Step(step)),
@@ -135,7 +143,13 @@ fn boot_and_freeze(
             }
             Some(Event::Failed { message, .. }) => break message,
             Some(Event::Stopped { reason }) => break format!("the guest stopped: {reason}"),
-            Some(Event::Running { .. } | Event::Paused | Event::Resumed | Event::Written(_)) => {}
+            Some(
+                Event::Reached { .. }
+                | Event::Running { .. }
+                | Event::Paused
+                | Event::Resumed
+                | Event::Written(_),
+            ) => {}
             None => break "the monitor ended without a word, see its log".to_owned(),
         }
     };

@@ -21,6 +21,7 @@ pub fn store(config: &Config) -> Store {
                 .map(|days| Duration::from_secs(days.saturating_mul(DAY))),
         })
         .with_record(RecordFile::new(&config.paths.record))
+        .with_fault(config.test.kill())
 }
 
 /// The sharing domain of a container of a containerd namespace; none if templates are not shared.

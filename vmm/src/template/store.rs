@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use forkvm_api::fault::Kill;
 use rustix::{
     fs::{
         AtFlags, CWD, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
@@ -19,6 +20,7 @@ use rustix::{
 use super::{
     Error, Identity, Limits, Machine, Manifest, RecordFile, TemplateSpec,
     digest::Stamp,
+    fault::Fault,
     identity::{check_id, digest},
     lock::uninterrupted,
     manifest::{self, Versioned},
@@ -45,6 +47,7 @@ pub struct Store {
     root: PathBuf,
     limits: Limits,
     record: Option<RecordFile>,
+    fault: Fault,
 }
 
 /// An open template. While it, or a monitor that was given its descriptors, lives, the template
@@ -66,7 +69,21 @@ impl Store {
             root: root.into(),
             limits: Limits::default(),
             record: None,
+            fault: Fault::default(),
         }
+    }
+
+    /// The same store, in whose builds `kill` comes to pass: for forkvm's own tests.
+    #[must_use]
+    pub fn with_fault(self, kill: Option<Kill>) -> Self {
+        Self {
+            fault: Fault(kill),
+            ..self
+        }
+    }
+
+    pub(super) fn fault(&self) -> Fault {
+        self.fault
     }
 
     /// The same store with limits.

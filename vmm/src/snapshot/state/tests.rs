@@ -3,6 +3,10 @@ use std::io::Write;
 use proptest::prelude::*;
 
 use super::*;
+use crate::{
+    memory::Segment,
+    snapshot::{MemoryState, VcpuState, VmState},
+};
 
 /// A state file with any payload.
 fn file(payload: &[u8]) -> Vec<u8> {
@@ -43,7 +47,73 @@ fn a_file_is_read_from_its_start_whatever_its_offset() {
     assert!(matches!(read(&state), Err(Error::TooLong)));
 }
 
+/// The state of a machine with two vCPUs.
+fn example() -> Vec<u8> {
+    let snapshot = Snapshot {
+        memory: MemoryState {
+            bytes: 64 << 20,
+            segments: vec![
+                Segment {
+                    offset: 4096,
+                    bytes: 8192
+                };
+                3
+            ],
+        },
+        vm: VmState::example(),
+        vcpus: vec![VcpuState::example(0), VcpuState::example(1)],
+        devices: crate::devices::tests::example(),
+    };
+    serialize(&snapshot).unwrap()
+}
+
+/// At every byte, and so at every border of a structure; with a header that fits what is left, too.
+#[test]
+fn a_state_that_was_cut_is_an_error_wherever_it_was() {
+    let whole = example();
+    let content = payload(&whole).unwrap();
+    assert_eq!(parse(&whole).unwrap().vcpus.len(), 2);
+    for length in 0..whole.len() {
+        assert!(
+            matches!(parse(&whole[..length]), Err(Error::Length)),
+            "{length}"
+        );
+    }
+    for length in 0..content.len() {
+        let cut = parse(&file(&content[..length]));
+        assert!(matches!(cut, Err(Error::Content(_))), "{length}");
+    }
+    let long = [content, &[0]].concat();
+    assert!(matches!(parse(&file(&long)), Err(Error::Length)));
+}
+
 proptest! {
+    #[test]
+    fn flipped_bits_are_found(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8_u32), 1..8),
+    ) {
+        let whole = example();
+        let mut bad = whole.clone();
+        for (at, bit) in flips {
+            bad[at.index(whole.len())] ^= 1 << bit;
+        }
+        // Two of them may have been one.
+        prop_assert!(bad == whole || parse(&bad).is_err());
+    }
+
+    #[test]
+    fn flipped_bits_under_a_right_checksum_are_no_panic(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8_u32), 1..8),
+    ) {
+        let whole = example();
+        let mut content = payload(&whole).unwrap().to_vec();
+        for (at, bit) in flips {
+            let at = at.index(content.len());
+            content[at] ^= 1 << bit;
+        }
+        let _ = parse(&file(&content));
+    }
+
     #[test]
     fn a_cut_or_changed_file_is_an_error(
         content in prop::collection::vec(any::<u8>(), 0..256),

@@ -68,7 +68,7 @@ fn a_template_is_built_once_and_nothing_else_is_left() {
 
 #[test]
 fn many_who_want_the_same_wait_for_one_builder() {
-    const WAITERS: usize = 16;
+    const WAITERS: usize = 49;
     let (_root, store) = store(Limits::default());
     let identity = identity("host");
     let builds = AtomicUsize::new(0);
