@@ -12,6 +12,8 @@ use std::{
 
 use serde::Deserialize;
 
+pub mod seccomp;
+
 /// The defaults, as they are shown to users.
 pub const DEFAULT: &str = include_str!("../config.toml");
 

@@ -5,6 +5,7 @@ mod boot;
 pub use boot::cpuid::on_software_processor;
 pub mod control;
 pub mod devices;
+mod jail;
 mod launch;
 pub mod memory;
 pub mod monitor;

@@ -19,7 +19,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{
     control::{self, Event, FailureKind, Request, Socket, TimePoint},
-    devices::Backends,
+    devices::{Backends, console::Output},
+    jail,
     launch::{self, Parts, Start},
     memory, process,
     snapshot::state,
@@ -45,6 +46,9 @@ pub enum Error {
     /// The process could not be isolated.
     #[error("cannot isolate the monitor: {0}")]
     Process(#[from] process::Error),
+    /// The process could not be confined.
+    #[error("cannot confine the monitor: {0}")]
+    Jail(#[from] jail::Error),
     /// A template that cannot be forked.
     #[error("template {id} cannot be forked ({source}): run `forkvm template build base`")]
     Template {
@@ -124,18 +128,16 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         return Err(Error::NoLaunch);
     };
     let parts = Parts::new(launch, fds)?;
-    process::isolate(&parts.network)?;
+    process::isolate(parts.network)?;
     if matches!(parts.start, Start::Fork { .. }) {
         process::use_small_pages()?;
     }
 
-    let console = match &parts.console {
-        Some(console) => Some(console.try_clone().map_err(broken("the console"))?),
-        None => None,
-    };
+    let console = parts.console.map(Output::shared);
+    let serves_files = !parts.exports.is_empty();
     let backends = Backends {
         exports: parts.exports,
-        console: parts.console,
+        console: console.clone(),
         taps: Vec::new(),
         entropy: parts.freeze.is_none(),
     };
@@ -184,6 +186,8 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         sender,
         wake: wake.try_clone().map_err(broken("an event"))?,
     };
+    // From here on nothing is opened by a path, and then the guest runs.
+    jail::confine(serves_files)?;
     let running = machine.start(console, parts.freeze.is_some(), (reports, receiver))?;
     let mut control = Control {
         socket,

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use forkvm_vmm::control::{Event, FailureKind, Request, TimePoint, socket::Socket};
+use forkvm_vmm::control::{Event, FailureKind, Request, TimePoint, describe, socket::Socket};
 use log::Level;
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::{
@@ -218,8 +218,8 @@ fn reason(progress: &Progress, status: Option<ExitStatus>, last_line: &str) -> S
         return stopped.clone();
     }
     match status {
-        Some(status) if status.signal() == Some(libc::SIGKILL) => "it was killed".to_owned(),
-        Some(status) => format!("its monitor ended ({status}) {last_line}")
+        Some(status) if status.signal() == Some(libc::SIGKILL) => describe(status),
+        Some(status) => format!("{} {last_line}", describe(status))
             .trim()
             .to_owned(),
         None => "its monitor is gone".to_owned(),
@@ -275,6 +275,8 @@ mod tests {
             "it was killed"
         );
         assert!(reason(&progress, exited, "out of memory").contains("out of memory"));
+        let filtered = ExitStatus::from_raw(libc::SIGSYS);
+        assert!(reason(&progress, Some(filtered), "").contains("system call"));
         progress.stopped = Some("the guest has shut down".into());
         assert_eq!(reason(&progress, exited, ""), "the guest has shut down");
         progress.failed = Some(("no KVM".into(), FailureKind::NoKvm));

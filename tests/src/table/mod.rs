@@ -6,9 +6,11 @@
 mod crashes;
 mod docker;
 mod files;
+mod hostile;
 mod identity;
 mod images;
 mod isolation;
+mod jail;
 mod processes;
 mod refusals;
 mod tasks;
@@ -22,6 +24,8 @@ pub fn cases() -> Vec<Case> {
         processes::cases(),
         files::cases(),
         isolation::cases(),
+        jail::cases(),
+        hostile::cases(),
         tasks::cases(),
         terminals::cases(),
         images::cases(),

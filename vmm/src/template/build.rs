@@ -19,7 +19,9 @@ use super::{
     store::Identity,
 };
 use crate::{
-    control::{Event, Frozen, Launch, Monitor, NetworkNamespace, Purpose, Request, Source},
+    control::{
+        Event, Frozen, Launch, Monitor, NetworkNamespace, Purpose, Request, Source, describe,
+    },
     snapshot::state,
 };
 
@@ -243,14 +245,14 @@ fn boot_and_freeze(
             Some(Event::Frozen(frozen)) => {
                 let status = monitor.close()?;
                 if !status.success() {
-                    return Err(Error::Build(format!("the monitor ended with {status}")));
+                    return Err(Error::Build(describe(status)));
                 }
                 return Ok(frozen);
             }
             Some(Event::Failed { message, .. }) => break message,
             Some(Event::Stopped { reason }) => break format!("the guest stopped: {reason}"),
             Some(Event::Running { .. } | Event::Paused | Event::Resumed) => {}
-            None => break "the monitor ended without a word, see its log".to_owned(),
+            None => break describe(monitor.close()?),
         }
     };
     let tail = tail(console).unwrap_or_default();

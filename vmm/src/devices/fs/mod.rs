@@ -32,6 +32,7 @@ mod tests;
 mod transfer;
 mod xattrs;
 
+pub(crate) use credentials::SERVING;
 pub use device::{Fs, TAG};
 pub use error::Error;
 pub use export::Export;
