@@ -85,7 +85,7 @@ fn set_limits() -> Result<(), Error> {
         Resource::Msgqueue,
         Resource::Rtprio,
     ] {
-        setrlimit(resource, none.clone()).map_err(failed("limits of resources"))?;
+        setrlimit(resource, none).map_err(failed("limits of resources"))?;
     }
     Ok(())
 }
@@ -124,4 +124,90 @@ fn give_up_capabilities(kept: CapabilitySet) -> Result<(), Error> {
         set_capabilities(None, sets)
     };
     give_up().map_err(lacks)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::AsRawFd as _};
+
+    use rustix::{
+        fs::{CWD, Mode, OFlags, openat},
+        mount::{MountPropagationFlags, mount_change},
+        process::umask,
+        thread::{UnshareFlags, unshare_unsafe},
+    };
+
+    use super::*;
+
+    /// What a confined process still can; 0 if that is as it should be, else the number of the step.
+    fn confined(export: &std::path::Path) -> i32 {
+        let path = OFlags::PATH | OFlags::DIRECTORY;
+        let enter = || {
+            // SAFETY: the flags do not include the table of descriptors.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private)?;
+            umask(Mode::empty());
+            Ok::<_, Errno>((
+                openat(CWD, export, path, Mode::empty())?,
+                openat(CWD, "/proc/self/fd", path, Mode::empty())?,
+            ))
+        };
+        let Ok((export, descriptors)) = enter() else {
+            return 1;
+        };
+        if confine(true).is_err() {
+            return 2;
+        }
+        if File::open("/etc/passwd").is_ok()
+            || std::fs::read_dir("/").is_ok_and(|mut all| all.next().is_some())
+        {
+            return 3;
+        }
+        // The export, opened by its descriptor's number as the file server does it.
+        let number = export.as_raw_fd().to_string();
+        let opened = openat(&descriptors, number, OFlags::RDONLY, Mode::empty());
+        if !opened.is_ok_and(|folder| openat(&folder, "file", OFlags::RDWR, Mode::empty()).is_ok())
+        {
+            return 4;
+        }
+        let kept =
+            capabilities(None).map(|sets| (sets.effective, sets.permitted, sets.inheritable));
+        if kept != Ok((fs::SERVING, fs::SERVING, CapabilitySet::empty())) {
+            return 5;
+        }
+        if rustix::thread::capability_is_in_bounding_set(CapabilitySet::CHOWN) != Ok(false) {
+            return 6;
+        }
+        let more = Rlimit {
+            current: Some(1),
+            maximum: Some(1),
+        };
+        if setrlimit(Resource::Core, more).is_ok() {
+            return 7;
+        }
+        0
+    }
+
+    #[test]
+    fn a_confined_process_has_its_descriptors_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "text").unwrap();
+        // SAFETY: the child changes nothing but itself, and ends by _exit.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let step = confined(folder.path());
+            // SAFETY: ends the child without running what the parent has registered.
+            unsafe { libc::_exit(step) };
+        }
+        let mut status = 0;
+        // SAFETY: the child is ours and nobody else waits for it.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(
+            status,
+            0,
+            "step {}; run this as root",
+            libc::WEXITSTATUS(status)
+        );
+    }
 }

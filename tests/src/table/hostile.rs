@@ -115,16 +115,17 @@ fn mounts_the_exports(scene: &Scene<'_>) -> Result<(), Failure> {
         "type=bind,src={},dst=/data,options=rbind:ro",
         scene.path_text("data")
     );
-    let script = "mkdir /mnt; mount -t virtiofs forkvm /mnt || exit 0; ls /mnt; ls /mnt/..; \
-                  for d in /mnt/*; do test -e $d/file && (echo x >$d/file || echo x >$d/new); \
-                  chmod 777 $d/file; test -e $d/../beside && echo out; done 2>/dev/null; true";
+    let script = "mkdir /mnt; mount -t virtiofs forkvm /mnt && for f in $(find /mnt -maxdepth 2 -name file); do \
+                  echo found; echo x >$f; echo x >${f%/*}/new; chmod 777 $f; mv $f ${f%/*}/other; \
+                  test -e ${f%/*}/../beside && echo out; done 2>/dev/null; true";
     let container = ctr(BUSYBOX)
         .option(&PRIVILEGED)
         .option(&["--mount", &mount])
         .sh(script);
     let output = scene.run(&container)?;
-    ensure(!output.text().contains("out"), || {
-        format!("what is beside an export is seen: {}", output.text())
+    let text = output.text();
+    ensure(text.contains("found") && !text.contains("out"), || {
+        format!("an export is not found, or what is beside it is: {text:?}")
     })?;
     let file = scene.read(scene.path("data/file"))?;
     ensure(
