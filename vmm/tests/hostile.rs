@@ -92,7 +92,7 @@ fn a_hostile_kernel_harms_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let rootfs = folder.path().join("rootfs");
     let mut answered = 0;
-    for seed in 1..=4 {
+    for seed in 1..=3 {
         fs::create_dir_all(&rootfs).unwrap();
         fs::write(rootfs.join("a"), "a file").unwrap();
         symlink("../beside", rootfs.join("link")).unwrap();
