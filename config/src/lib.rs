@@ -14,6 +14,7 @@ use forkvm_api::fault::Kill;
 use serde::Deserialize;
 
 mod class;
+pub mod seccomp;
 
 pub use class::{Class, Demand, TooLarge};
 

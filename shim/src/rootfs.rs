@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -78,13 +78,61 @@ pub(crate) fn check_root(path: &Path) -> Result<(), Error> {
 
 /// A detached copy of the mount at `path`, with what is mounted below it if `recursive`
 /// (open_tree(2)): what the host mounts or unmounts there later does not change it.
-pub(crate) fn export(path: &Path, recursive: bool) -> Result<OwnedFd, Error> {
+///
+/// Through it nobody opens a device, executes a program, gains by a set-user-ID bit, follows a
+/// symbolic link, or writes if `read_only`: for the guest's own kernel none of this changes a thing,
+/// and a guest that has broken into its monitor cannot make the host's disk a file and open it.
+pub(crate) fn export(path: &Path, recursive: bool, read_only: bool) -> Result<OwnedFd, Error> {
+    let failed = |source| Error::Export {
+        path: path.to_owned(),
+        source,
+    };
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    open_tree(CWD, path, flags).map_err(|error| Error::Export {
-        path: path.to_owned(),
-        source: error.into(),
-    })
+    let tree = open_tree(CWD, path, flags).map_err(|errno| failed(errno.into()))?;
+    restrict(&tree, read_only).map_err(failed)?;
+    Ok(tree)
+}
+
+/// `struct mount_attr` (linux/mount.h).
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Restricts a detached tree of mounts (mount_setattr(2), since Linux 5.12).
+fn restrict(tree: &OwnedFd, read_only: bool) -> io::Result<()> {
+    // linux/mount.h.
+    const RDONLY: u64 = 0x1;
+    const NOSUID: u64 = 0x2;
+    const NODEV: u64 = 0x4;
+    const NOEXEC: u64 = 0x8;
+    const NOSYMFOLLOW: u64 = 0x20_0000;
+    let attributes = MountAttributes {
+        set: NOSUID | NODEV | NOEXEC | NOSYMFOLLOW | if read_only { RDONLY } else { 0 },
+        clear: 0,
+        propagation: 0,
+        user_namespace: 0,
+    };
+    // SAFETY: needed because neither libc nor rustix has a wrapper. The path ends with a zero, and the structure is
+    // alive and as long as said; the kernel reads both and keeps neither.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
 }

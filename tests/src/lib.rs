@@ -1,4 +1,4 @@
-//! forkvm's end-to-end cases and figures: what `forkvm-e2e` and `forkvm-figures` are made of.
+//! forkvm's end-to-end cases and figures: what `forkvm-e2e`, `forkvm-figures` and `forkvm-syscalls` are made of.
 //! docs/testing.md and docs/measuring.md say how to use and extend them.
 
 pub mod case;
@@ -11,4 +11,5 @@ pub mod machine;
 pub mod process;
 pub mod runner;
 pub mod scene;
+pub mod syscalls;
 pub mod table;

@@ -10,7 +10,7 @@
 pub mod monitor;
 pub mod socket;
 
-pub use monitor::Monitor;
+pub use monitor::{Monitor, describe};
 pub use socket::Socket;
 
 use serde::{Deserialize, Serialize};

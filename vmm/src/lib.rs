@@ -7,6 +7,7 @@ pub mod control;
 pub mod devices;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod jail;
 mod launch;
 pub mod memory;
 pub mod monitor;

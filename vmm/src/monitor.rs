@@ -20,7 +20,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{
     control::{self, Event, FailureKind, Request, Socket, TimePoint},
-    devices::Backends,
+    devices::{Backends, console::Output},
+    jail,
     launch::{self, Parts, Start, Writes},
     memory::{self, Backing},
     page_cache::PageCache,
@@ -49,6 +50,9 @@ pub enum Error {
     /// The process could not be isolated.
     #[error("cannot isolate the monitor: {0}")]
     Process(#[from] process::Error),
+    /// The process could not be confined.
+    #[error("cannot confine the monitor: {0}")]
+    Jail(#[from] jail::Error),
     /// A template that cannot be forked.
     #[error("template {id} cannot be forked ({source}): run `forkvm template build --force`")]
     Template {
@@ -135,18 +139,16 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         return Err(Error::NoLaunch);
     };
     let parts = Parts::new(launch, fds)?;
-    process::isolate(&parts.network)?;
+    process::isolate(parts.network)?;
     if matches!(parts.start, Start::Fork { .. }) {
         process::use_small_pages()?;
     }
 
-    let console = match &parts.console {
-        Some(console) => Some(console.try_clone().map_err(broken("the console"))?),
-        None => None,
-    };
+    let console = parts.console.map(Output::shared);
+    let serves_files = !parts.exports.is_empty();
     let backends = Backends {
         exports: parts.exports,
-        console: parts.console,
+        console: console.clone(),
         taps: Vec::new(),
         entropy: !parts.freeze,
         memory: Backing::Anonymous,
@@ -195,6 +197,8 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         wake: wake.try_clone().map_err(broken("an event"))?,
         stop_at: times.stop_at.clone(),
     };
+    // From here on nothing is opened by a path, and then the guest runs.
+    jail::confine(serves_files)?;
     let running = machine.start(console, parts.freeze, (reports, receiver))?;
     let traffic = running.shared().devices.file_traffic();
     let mut control = Control {

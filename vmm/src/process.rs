@@ -4,14 +4,14 @@ use std::{io, os::fd::AsFd};
 
 use rustix::{
     mount::{MountPropagationFlags, mount_change},
-    process::{Resource, getrlimit, setrlimit},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::{
         LinkNameSpaceType, UnshareFlags, disable_transparent_huge_pages, move_into_link_name_space,
         set_no_new_privs, unshare_unsafe,
     },
 };
 
-use crate::launch::Network;
+use crate::{devices::fs::Limits, launch::Network};
 
 /// A step of the isolation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +44,8 @@ pub(crate) fn close_inherited() -> Result<(), Error> {
 
 /// Enters a mount namespace of its own, whose changes reach nobody, and the network namespace;
 /// gives up gaining privileges. Before the first thread.
-pub(crate) fn isolate(network: &Network) -> Result<(), Error> {
-    let fresh = match network {
+pub(crate) fn isolate(network: Network) -> Result<(), Error> {
+    let fresh = match &network {
         Network::New => UnshareFlags::NEWNS | UnshareFlags::NEWNET,
         Network::Inherit | Network::Join(_) => UnshareFlags::NEWNS,
     };
@@ -61,7 +61,7 @@ pub(crate) fn isolate(network: &Network) -> Result<(), Error> {
             .map_err(failed("the container's network namespace"))?;
     }
     set_no_new_privs(true).map_err(failed("no_new_privs"))?;
-    raise_file_limit()
+    set_file_limit()
 }
 
 /// Takes the process' memory, the guest's with it, in small pages. For a child: the first touch of
@@ -71,9 +71,13 @@ pub(crate) fn use_small_pages() -> Result<(), Error> {
     disable_transparent_huge_pages(true).map_err(failed("small pages"))
 }
 
-/// Raises the soft limit of open files to the hard one: the file server's bounds follow it.
-fn raise_file_limit() -> Result<(), Error> {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).map_err(failed("raising the limit of open files"))
+/// Allows as many open files as the file server has use for, or as there may be: its bounds follow.
+fn set_file_limit() -> Result<(), Error> {
+    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let limit = Some(most.min(Limits::DESCRIPTORS));
+    let limit = Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    setrlimit(Resource::Nofile, limit).map_err(failed("the limit of open files"))
 }

@@ -6,8 +6,7 @@
 
 use std::{
     cell::Cell,
-    fs::File,
-    io::{self, Write},
+    io,
     os::unix::thread::JoinHandleExt,
     ptr,
     sync::{
@@ -26,7 +25,7 @@ use vmm_sys_util::{
 };
 
 use crate::{
-    devices::Devices,
+    devices::{Devices, console::Output},
     snapshot::{VcpuState, vcpu_state},
 };
 
@@ -40,12 +39,14 @@ const SERIAL_READY: u8 = 0x60;
 pub(crate) struct Shared {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) devices: Devices,
-    pub(crate) console: Option<File>,
+    pub(crate) console: Option<Arc<Output>>,
     /// Whether a vCPU parks itself right behind the ready signal.
     pub(crate) park_when_ready: bool,
     /// CLOCK_MONOTONIC in ns before the first KVM_RUN of vCPU 0, and behind the first exit.
     pub(crate) entered: OnceLock<u64>,
     pub(crate) first_exit: OnceLock<u64>,
+    /// Set once the agent listens.
+    pub(crate) listening: OnceLock<()>,
     pub(crate) reports: Reports,
 }
 
@@ -285,7 +286,8 @@ fn handle(exit: VcpuExit<'_>, shared: &Shared) -> Next {
         VcpuExit::MmioRead(address, data) => shared.devices.mmio_read(address, data),
         VcpuExit::MmioWrite(address, data) => shared.devices.mmio_write(address, data),
         VcpuExit::IoOut(READY_PORT, data) => {
-            if data.first() == Some(&READY_LISTENING) {
+            // Once: whoever in the guest may use I/O ports can write here without end.
+            if data.first() == Some(&READY_LISTENING) && shared.listening.set(()).is_ok() {
                 shared.reports.send(Report::Listening);
                 if shared.park_when_ready {
                     return Next::Park;
@@ -293,9 +295,8 @@ fn handle(exit: VcpuExit<'_>, shared: &Shared) -> Next {
             }
         }
         VcpuExit::IoOut(SERIAL_DATA, data) => {
-            if let Some(mut console) = shared.console.as_ref() {
-                // The early console is for people; a full disk does not stop the guest.
-                let _ = console.write_all(data);
+            if let Some(console) = &shared.console {
+                console.write(data);
             }
         }
         VcpuExit::IoOut(..) => {}

@@ -16,7 +16,8 @@ use vm_memory::{GuestMemory as _, GuestMemoryRegion};
 
 use crate::{
     boot,
-    devices::{self, Backends, Devices},
+    devices::{self, Backends, Devices, console::Output},
+    jail::filter::Filter,
     memory::{self, GuestMemory},
     snapshot::{MemoryState, Snapshot, VcpuState, VmState, state, vcpu_state, vm_state},
     vcpu::{self, Handle, Report, Shared},
@@ -74,6 +75,9 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// A freeze of a machine that runs containers.
+    #[error("only a machine that was started to be frozen can be")]
+    NotToBeFrozen,
     /// A vCPU ended while it was to be frozen.
     #[error("a vCPU has ended before its state was saved")]
     VcpuEnded,
@@ -99,7 +103,8 @@ pub(crate) struct Machine {
 
 /// A machine that runs, or is paused.
 pub(crate) struct Running {
-    kvm: Kvm,
+    /// What a freeze saves; none of a machine that runs containers.
+    msrs: Option<Arc<Vec<u32>>>,
     memory: GuestMemory,
     shared: Arc<Shared>,
     vcpus: Vec<Handle>,
@@ -223,15 +228,32 @@ impl Machine {
         self.devices.before_first_file(call);
     }
 
-    /// Starts the device threads and the vCPUs. Reports come with a write to the event in
+    /// Starts the device threads and the vCPUs, each with the system calls that it is left, which
+    /// are the calling thread's from now on too. Reports come with a write to the event in
     /// `reports`.
     pub(crate) fn start(
         self,
-        console: Option<File>,
+        console: Option<Arc<Output>>,
         park_when_ready: bool,
         reports: (vcpu::Reports, mpsc::Receiver<Report>),
     ) -> Result<Running, Error> {
         vcpu::install_kick().map_err(broken("the vCPUs' signal"))?;
+        // Asked for now, so that nobody holds `/dev/kvm` while the guest runs.
+        let msrs = if park_when_ready {
+            let msrs = vcpu_state::msr_indices(&self.kvm);
+            Some(Arc::new(msrs.map_err(failed("KVM_GET_MSR_INDEX_LIST"))?))
+        } else {
+            None
+        };
+        drop(self.kvm);
+        let confine = |filter: Filter| filter.install().map_err(broken("a filter of system calls"));
+        if park_when_ready {
+            confine(Filter::Freeze)?;
+        } else {
+            confine(Filter::Files)?;
+            self.devices.start_files()?;
+            confine(Filter::Machine)?;
+        }
         self.devices.start()?;
         let shared = Arc::new(Shared {
             vm: self.vm,
@@ -240,6 +262,7 @@ impl Machine {
             park_when_ready,
             entered: Default::default(),
             first_exit: Default::default(),
+            listening: Default::default(),
             reports: reports.0,
         });
         let mut vcpus = Vec::new();
@@ -247,7 +270,7 @@ impl Machine {
             vcpus.push(vcpu::spawn(vcpu, id, shared.clone()).map_err(broken("a vCPU's thread"))?);
         }
         Ok(Running {
-            kvm: self.kvm,
+            msrs,
             memory: self.memory,
             shared,
             vcpus,
@@ -289,12 +312,11 @@ impl Running {
         file: &File,
         mut step: impl FnMut(&str),
     ) -> Result<Snapshot, Error> {
+        let msrs = self.msrs.as_ref().ok_or(Error::NotToBeFrozen)?;
         step("draining the devices");
         self.shared.devices.quiesce()?;
         let devices = self.shared.devices.save()?;
         step("saving the vCPUs");
-        let msrs =
-            Arc::new(vcpu_state::msr_indices(&self.kvm).map_err(failed("KVM_GET_MSR_INDEX_LIST"))?);
         let mut vcpus = Vec::new();
         for vcpu in &self.vcpus {
             vcpus.push(vcpu.save(msrs.clone()).ok_or(Error::VcpuEnded)??);

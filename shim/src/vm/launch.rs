@@ -13,6 +13,7 @@ use forkvm_api::{AGENT_PORT, ROOTFS_EXPORT, agent_ttrpc::AgentClient, points};
 use forkvm_config::{Class, Config};
 use forkvm_vmm::{
     control::{Export, Launch, NetworkNamespace, Purpose, Request as MonitorRequest, Source},
+    devices::console::MAX_OUTPUT,
     template::Template,
 };
 use tokio::{sync::OnceCell, time::timeout};
@@ -282,6 +283,13 @@ impl Launching {
         let path = config.log.consoles.join(format!("{namespace}-{id}.log"));
         let file = fs::create_dir_all(&config.log.consoles)
             .and_then(|()| fs::OpenOptions::new().create(true).append(true).open(&path))
+            .and_then(|file| {
+                // One machine writes no more than that; a container that is started over and over begins anew.
+                if file.metadata()?.len() > MAX_OUTPUT {
+                    file.set_len(0)?;
+                }
+                Ok(file)
+            })
             .map_err(|error| Error::Open(path, error))?;
         self.message.console = true;
         self.descriptors.push(file.into());
@@ -289,7 +297,7 @@ impl Launching {
     }
 
     fn exports(&mut self, root: &std::path::Path, plan: &Plan) -> Result<(), rootfs::Error> {
-        self.descriptors.push(rootfs::export(root, true)?);
+        self.descriptors.push(rootfs::export(root, true, false)?);
         self.message.exports.push(Export {
             name: ROOTFS_EXPORT.to_owned(),
             // A read-only root is remounted so in the guest, once its mount points are made.
@@ -297,8 +305,11 @@ impl Launching {
             shared: false,
         });
         for volume in &plan.volumes {
-            self.descriptors
-                .push(rootfs::export(&volume.source, volume.recursive)?);
+            self.descriptors.push(rootfs::export(
+                &volume.source,
+                volume.recursive,
+                volume.read_only,
+            )?);
             self.message.exports.push(Export {
                 name: volume.name.clone(),
                 read_only: volume.read_only,

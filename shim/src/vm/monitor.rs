@@ -9,7 +9,7 @@ use std::{
 };
 
 use forkvm_vmm::{
-    control::{Event, FailureKind, Request, TimePoint, socket::Socket},
+    control::{Event, FailureKind, Request, TimePoint, describe, socket::Socket},
     written::Written,
 };
 use log::Level;
@@ -257,7 +257,7 @@ fn reason(progress: &Progress, status: Option<ExitStatus>, last_line: &str) -> S
     }
     match status {
         Some(status) if status.signal() == Some(libc::SIGKILL) => KILLED.to_owned(),
-        Some(status) => format!("its monitor ended ({status}) {last_line}")
+        Some(status) => format!("{} {last_line}", describe(status))
             .trim()
             .to_owned(),
         None => "its monitor is gone".to_owned(),
@@ -329,6 +329,8 @@ mod tests {
             "it was killed"
         );
         assert!(reason(&progress, exited, "out of memory").contains("out of memory"));
+        let filtered = ExitStatus::from_raw(libc::SIGSYS);
+        assert!(reason(&progress, Some(filtered), "").contains("system call"));
         progress.stopped = Some("the guest has shut down".into());
         assert_eq!(reason(&progress, exited, ""), "the guest has shut down");
         progress.failed = Some(("no KVM".into(), FailureKind::NoKvm));

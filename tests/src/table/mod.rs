@@ -8,9 +8,11 @@ mod damage;
 mod docker;
 mod exhausted;
 mod files;
+mod hostile;
 mod identity;
 mod images;
 mod isolation;
+mod jail;
 mod killed;
 mod memory;
 mod processes;
@@ -27,6 +29,8 @@ pub fn cases() -> Vec<Case> {
         processes::cases(),
         files::cases(),
         isolation::cases(),
+        jail::cases(),
+        hostile::cases(),
         memory::cases(),
         tasks::cases(),
         terminals::cases(),

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Instant,
@@ -35,6 +36,18 @@ pub enum Error {
     /// Its end cannot be waited for.
     #[error("cannot wait for the monitor: {0}")]
     Wait(io::Error),
+}
+
+/// How a monitor's process ended, for a sentence that begins with it.
+pub fn describe(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(libc::SIGSYS) => "its monitor was killed for a system call that is not on its list \
+                               (SIGSYS): either its guest has broken into it or the list lacks the \
+                               call, which the host's kernel log names (`dmesg`, type=1326)"
+            .to_owned(),
+        Some(libc::SIGKILL) => "it was killed".to_owned(),
+        _ => format!("its monitor ended ({status})"),
+    }
 }
 
 /// A running monitor. Dropping it closes the control socket, so the monitor exits; the process is

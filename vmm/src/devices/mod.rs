@@ -25,7 +25,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
 
 use balloon::{Balloon, BalloonState};
-use console::{Console, ConsoleState};
+use console::{Console, ConsoleState, Output};
 use event_loop::{EventLoop, SharedDevice, lock};
 use fs::{Fs, FsState};
 use net::{Net, NetState};
@@ -122,8 +122,8 @@ impl From<Infallible> for Error {
 pub struct Backends {
     /// What the file server shows.
     pub exports: Vec<fs::Export>,
-    /// A regular file for what the guest prints.
-    pub console: Option<File>,
+    /// Where what the guest prints goes.
+    pub console: Option<Arc<Output>>,
     /// One tap for each network device, from the first.
     pub taps: Vec<File>,
     /// Whether the guest gets random bytes of the host. Not in a template: it would keep them.
@@ -424,13 +424,18 @@ impl Devices {
         Arc::clone(lock(&self.fs).traffic())
     }
 
+    /// Starts the file server's thread, ahead of the others: it may do what they may not.
+    pub fn start_files(&self) -> Result<(), Error> {
+        Ok(self.fs_loop.start()?)
+    }
+
     /// Starts the devices' threads. Interrupt controllers and vCPUs have their state by now, as a
     /// restored device may interrupt at once.
     pub fn start(&self) -> Result<(), Error> {
         for (_, transport) in self.plugged() {
             transport.repeat_interrupt();
         }
-        self.fs_loop.start()?;
+        self.start_files()?;
         Ok(self.event_loop.start()?)
     }
 

@@ -20,7 +20,9 @@ use super::{
     record::now,
 };
 use crate::{
-    control::{Event, Frozen, Launch, Monitor, NetworkNamespace, Purpose, Request, Source},
+    control::{
+        Event, Frozen, Launch, Monitor, NetworkNamespace, Purpose, Request, Source, describe,
+    },
     snapshot::state,
 };
 
@@ -137,7 +139,7 @@ fn boot_and_freeze(
             Some(Event::Frozen(frozen)) => {
                 let status = monitor.close()?;
                 if !status.success() {
-                    return Err(Error::Build(format!("the monitor ended with {status}")));
+                    return Err(Error::Build(describe(status)));
                 }
                 return Ok(frozen);
             }
@@ -150,7 +152,7 @@ fn boot_and_freeze(
                 | Event::Resumed
                 | Event::Written(_),
             ) => {}
-            None => break "the monitor ended without a word, see its log".to_owned(),
+            None => break describe(monitor.close()?),
         }
     };
     let tail = tail(console).unwrap_or_default();

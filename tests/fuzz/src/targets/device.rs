@@ -73,7 +73,7 @@ impl Host<'_> {
             console: self
                 .console
                 .as_ref()
-                .map(|file| file.try_clone().expect("a descriptor")),
+                .map(|file| console::Output::shared(file.try_clone().expect("a descriptor"))),
             taps: Vec::new(),
             entropy: true,
             memory: Backing::default(),

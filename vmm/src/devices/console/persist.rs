@@ -1,11 +1,11 @@
 //! Saving and restoring.
 
 use std::convert::Infallible;
-use std::fs::File;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Console;
+use super::{Console, Output};
 use crate::devices::virtio::Persist;
 
 /// Nothing: the queues are the transport's to save, and the file is this child's own, with the
@@ -15,14 +15,14 @@ pub struct ConsoleState {}
 
 impl Persist for Console {
     type State = ConsoleState;
-    type Args = Option<File>;
+    type Args = Option<Arc<Output>>;
     type Error = Infallible;
 
     fn save(&self) -> ConsoleState {
         ConsoleState {}
     }
 
-    fn restore(file: Option<File>, _: &ConsoleState) -> Result<Self, Infallible> {
-        Ok(Self::new(file))
+    fn restore(output: Option<Arc<Output>>, _: &ConsoleState) -> Result<Self, Infallible> {
+        Ok(Self::new(output))
     }
 }

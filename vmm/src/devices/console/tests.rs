@@ -25,7 +25,7 @@ impl Machine {
         let board = Board::new(&memory, 2);
         let receive = DriverQueue::new(&memory, 0x1000, 8);
         let transmit = DriverQueue::new(&memory, 0x5000, 64);
-        let mut device = Console::new(file);
+        let mut device = Console::new(file.map(Output::shared));
         board.activate(&mut device, &[&receive, &transmit]);
         Self {
             device,
@@ -98,6 +98,23 @@ fn nor_with_buffers_that_end_outside_of_memory() {
 }
 
 #[test]
+fn the_limit_is_one_for_all_that_print() {
+    let (file, reader) = file();
+    let output = Output::shared(file);
+    let mut machine = Machine::new(None);
+    machine.device = Console::new(Some(output.clone()));
+    machine
+        .board
+        .activate(&mut machine.device, &[&machine.receive, &machine.transmit]);
+    output.write(&vec![b'x'; MAX_OUTPUT as usize - 3]);
+    machine.print(b"12345");
+    output.write(b"more");
+    let content = content(reader);
+    assert!(content[MAX_OUTPUT as usize - 4..].starts_with(b"x123\n["));
+    assert!(content.ends_with(b"the limit is reached]\n"));
+}
+
+#[test]
 fn output_without_a_file_is_discarded() {
     let mut machine = Machine::new(None);
     machine.print(b"to nobody");
@@ -150,7 +167,8 @@ fn a_fork_prints_to_its_own_file() {
         .map(|queue| queue.state())
         .collect();
     let (child, child_reader) = file();
-    let mut restored = Console::restore(Some(child), &machine.device.save()).unwrap();
+    let mut restored =
+        Console::restore(Some(Output::shared(child)), &machine.device.save()).unwrap();
     restored.activate(crate::devices::virtio::Activation {
         queues: machine.board.queues(&queues),
         features: restored.features(),

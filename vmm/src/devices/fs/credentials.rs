@@ -20,15 +20,26 @@ use super::host::{Descriptors, errno};
 /// file-system user ID changes, see capabilities(7).
 const SECBIT_NO_SETUID_FIXUP: libc::c_int = 1 << 2;
 
-/// What serving takes (capabilities(7)): files of any owner are read, written, made and changed as
-/// the guest's kernel decided.
-const NEEDED: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETPCAP);
+/// What serving takes, so that files of any owner are read, written, made and changed as the
+/// guest's kernel decided (capabilities(7)). Not `CAP_SYS_ADMIN`: what it would add, `trusted.*`
+/// attributes, a guest may not have. Not `CAP_DAC_READ_SEARCH`: `CAP_DAC_OVERRIDE` reads too, and it
+/// would open files by handle. Not `CAP_SYS_RESOURCE`: blocks that a file system reserves are the
+/// host's.
+pub(crate) const SERVING: CapabilitySet = NEEDED
+    .difference(CapabilitySet::SETPCAP)
+    // Special files in the container's tree; they are never opened here.
+    .union(CapabilitySet::MKNOD)
+    // Capabilities of files (`security.capability`).
+    .union(CapabilitySet::SETFCAP);
+
+/// What a server cannot do without.
+const NEEDED: CapabilitySet = CapabilitySet::CHOWN // any owner for any file
+    .union(CapabilitySet::DAC_OVERRIDE) // the guest's kernel has checked the permissions
+    .union(CapabilitySet::FOWNER) // modes, times and attributes of files of any owner
+    .union(CapabilitySet::FSETID) // set-user-ID bits stay where the guest says so
+    .union(CapabilitySet::SETUID) // setfsuid(2)
+    .union(CapabilitySet::SETGID) // setfsgid(2)
+    .union(CapabilitySet::SETPCAP); // the thread's secure bits; not once they are set
 
 /// Checks that the process has the capabilities that serving takes.
 pub(super) fn check_capabilities() -> Result<(), Error> {

@@ -15,12 +15,18 @@ pub struct Limits {
     pub handles: usize,
 }
 
+/// Descriptors that are not the file server's.
+const RESERVED: u64 = 128;
+
 impl Limits {
+    /// With this many descriptors the bounds are as wide as they get; a process has no use for more.
+    pub const DESCRIPTORS: u64 = 4 * 64 * 1024 + RESERVED;
+
     /// The bounds for a process that may have `descriptors` open (`RLIMIT_NOFILE`): a part stays
     /// free for the other devices, the rest is divided between nodes and handles.
     pub fn for_descriptors(descriptors: u64) -> Self {
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
-        let usable = descriptors.saturating_sub(128).max(16);
+        let usable = descriptors.saturating_sub(RESERVED as usize).max(16);
         Limits {
             nodes: 512 * 1024,
             open_nodes: (usable / 2).clamp(8, 32 * 1024),
@@ -38,6 +44,13 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::Limits;
+
+    #[test]
+    fn more_descriptors_than_there_is_use_for_change_nothing() {
+        let most = Limits::for_descriptors(Limits::DESCRIPTORS);
+        assert_eq!(most, Limits::for_descriptors(u64::MAX));
+        assert_ne!(most, Limits::for_descriptors(Limits::DESCRIPTORS - 64));
+    }
 
     #[test]
     fn the_bounds_fit_the_descriptors() {

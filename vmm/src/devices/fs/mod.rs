@@ -33,6 +33,7 @@ mod traffic;
 mod transfer;
 mod xattrs;
 
+pub(crate) use credentials::SERVING;
 pub use device::{Fs, TAG};
 pub use error::Error;
 pub use export::Export;
