@@ -68,6 +68,8 @@ pub(crate) fn run(flags: &Flags) -> Result<Vec<u8>, Error> {
             if let Some(socket) = bundle.socket() {
                 remove(&socket)?;
             }
+            // A template that it was building when it died. Whatever cannot be removed now is by the next build.
+            let _ = forkvm_vmm::template::store(&config).sweep(None);
         }
         // Nothing but the monitor can be left without a bundle.
         Err(bundle::Error::Folder { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -79,8 +81,6 @@ pub(crate) fn run(flags: &Flags) -> Result<Vec<u8>, Error> {
         cgroup::remove(&state.cgroup, &state.id)?;
     }
     folder.remove()?;
-    // A template that it was building when it died. Whatever cannot be removed now is by the next build.
-    let _ = forkvm_vmm::template::store(&config).sweep(None);
     let response = DeleteResponse {
         pid: state.map_or(0, |state| state.monitor_pid),
         exit_status: KILLED,

@@ -39,10 +39,13 @@ impl Test {
         );
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("bundle")).unwrap();
-        let run = folder.path().join("run");
+        let path = |name| folder.path().join(name);
+        let (run, templates, record) = (path("run"), path("templates"), path("record.json"));
         fs::write(
             folder.path().join("config.toml"),
-            format!("[paths]\nrun = {run:?}\n[start]\nmode = \"boot\"\n"),
+            format!(
+                "[paths]\nrun = {run:?}\ntemplates = {templates:?}\nrecord = {record:?}\n[start]\nmode = \"boot\"\n"
+            ),
         )
         .unwrap();
         let test = Self {
@@ -337,6 +340,40 @@ fn a_container_of_a_pod_is_refused_by_name() {
         "{message}"
     );
     assert!(!test.bundle().join("shim.pid").exists());
+}
+
+#[test]
+fn a_builder_says_why_there_is_no_template_and_is_nobodys_but_its_shims() {
+    let test = Test::new("builder");
+    let request = |shim: u32| {
+        let spec = serde_json::json!({
+            "kernel": "/nonexistent/vmlinux", "initramfs": "/nonexistent/initramfs.cpio", "monitor": "/nonexistent/monitor",
+            "domain": {"namespace": "test"}, "vcpus": 1, "memory_bytes": 128 << 20, "cmdline": ""
+        });
+        serde_json::json!({"shim": shim, "spec": spec}).to_string()
+    };
+    for (input, said) in [
+        ("{".to_owned(), "request is not valid"),
+        (request(1), "shim has ended"),
+        (request(std::process::id()), "/nonexistent/vmlinux"),
+    ] {
+        let output = test.call("build-template", input.as_bytes());
+        let message = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            !output.status.success() && message.contains(said),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_delete_clears_what_a_build_has_left() {
+    let test = Test::new("swept");
+    let templates = test.folder.path().join("templates");
+    fs::create_dir_all(templates.join(".building-0123456789abcdef-1")).unwrap();
+    fs::write(templates.join(".lock-0123456789abcdef"), "").unwrap();
+    test.delete();
+    assert_eq!(fs::read_dir(&templates).unwrap().count(), 0);
 }
 
 #[test]

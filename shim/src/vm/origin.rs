@@ -105,3 +105,60 @@ fn no_template(error: &template::Error) -> Error {
         _ => error.to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    async fn find_with(text: &str) -> Result<Origin, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        let text = format!(
+            "{text}\n[paths]\ntemplates = \"{path}/templates\"\nrecord = \"{path}/record.json\"\nkernel = \"{path}/vmlinux\""
+        );
+        let config = Config::parse(&text, Path::new("/etc/forkvm/config.toml")).unwrap();
+        let class = Class {
+            vcpus: 1,
+            memory_mib: 128,
+        };
+        let asked = Asked {
+            namespace: "default",
+            id: "c1",
+            class,
+        };
+        let found = find(&config, &asked, &Reaper::default()).await;
+        assert!(
+            !folder.path().join("record.json").exists(),
+            "something was counted"
+        );
+        found
+    }
+
+    #[tokio::test]
+    async fn a_boot_that_is_asked_for_has_a_reason_and_is_no_fall_back() {
+        for (text, why) in [
+            ("[start]\nmode = \"boot\"", "start.mode"),
+            ("[templates]\nsharing = \"none\"", "templates.sharing"),
+        ] {
+            match find_with(text).await {
+                Ok(Origin::Boot { reason, fall_back }) => {
+                    assert!(reason.contains(why) && !fall_back, "{reason}");
+                }
+                other => panic!("{:?}", other.err()),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_would_fail_a_boot_too_is_an_error() {
+        for text in ["", "[templates]\nmissing = \"boot\""] {
+            let error = find_with(text).await.err().unwrap().to_string();
+            assert!(
+                error.contains("vmlinux") && error.contains("installed in whole"),
+                "{error}"
+            );
+        }
+    }
+}

@@ -174,7 +174,7 @@ fn in_use(scene: &Scene<'_>) -> Result<(), Failure> {
         format!("{found:#}")
     })?;
     // One more than there may be: the one in use stays, the new one too.
-    forkvm(scene, ["template", "build", "--vcpus", "2"])?.exits(0)?;
+    forkvm(scene, ["template", "build", "--namespace", "other"])?.exits(0)?;
     ensure(ids(scene)?.len() == 2, || "one was evicted".into())?;
     counted(scene, [("evicted", 0)])?;
     // An operator who insists: the child has its files, whatever becomes of their names.
