@@ -63,7 +63,7 @@ pub fn at_rest(bench: &Bench, report: &mut Report, mode: &str) -> Result<(), Fai
     let container = Container::of_spec(&spec.display().to_string())
         .detached()
         .option(&["--null-io"]);
-    let running = RunningContainer::start(&container, Runtime::Forkvm)?;
+    let running = RunningContainer::start(&container, Runtime::Forkvm, mode)?;
     drop(config);
     let at_answer = fs::read_to_string(&answered).map_err(Failure::io(answered.display()))?;
     let at_answer: u64 = at_answer
@@ -142,7 +142,7 @@ pub fn crowds(report: &mut Report, mode: &str, count: usize) -> Result<(), Failu
     let mut found = BTreeMap::new();
     for runtime in [Runtime::Runc, Runtime::Forkvm] {
         show::progress(&format!("\n{count} containers of {} ", runtime.name()));
-        let each = crowd(runtime, count)?;
+        let each = crowd(runtime, mode, count)?;
         show::progress("\n");
         table.add_row([runtime.name().to_owned(), show::number(each)]);
         found.insert(runtime, each);
@@ -156,18 +156,18 @@ pub fn crowds(report: &mut Report, mode: &str, count: usize) -> Result<(), Failu
 }
 
 /// MiB of MemAvailable that each of many sleeping containers takes.
-fn crowd(runtime: Runtime, count: usize) -> Result<f64, Failure> {
+fn crowd(runtime: Runtime, mode: &str, count: usize) -> Result<f64, Failure> {
     let container = ctr(BUSYBOX)
         .bare()
         .detached()
         .option(&["--null-io"])
         .command(["sleep", "100000"]);
     // One before the first reading: what the first of all brings in is nobody's share.
-    let first = RunningContainer::start(&container, runtime)?;
+    let first = RunningContainer::start(&container, runtime, mode)?;
     let before = memory::available()?;
     let mut running = Vec::new();
     for _ in 0..count {
-        running.push(RunningContainer::start(&container, runtime)?);
+        running.push(RunningContainer::start(&container, runtime, mode)?);
         show::progress(".");
     }
     let after = memory::available()?;
