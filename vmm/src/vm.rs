@@ -208,6 +208,7 @@ impl Machine {
                 _ => {}
             }
         }
+        passed(points::STATE_RESTORED);
         Ok(Self {
             kvm,
             vm,
