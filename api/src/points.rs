@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-/// A machine was asked for, by a launcher that is not the shim (`forkvm bench`).
+/// A machine was asked for, by a launcher that is not the shim (`forkvm bench`): not a point of a container's start.
 pub const REQUESTED: &str = "requested";
 /// `Create` arrived at the shim.
 pub const CREATE_RECEIVED: &str = "create.received";
@@ -41,7 +41,6 @@ pub const PROCESS_STARTED: &str = "process.started";
 
 /// All of them in order.
 pub const ALL: &[&str] = &[
-    REQUESTED,
     CREATE_RECEIVED,
     ROOTFS_MOUNTED,
     VMM_SPAWNED,
@@ -64,6 +63,7 @@ pub const MONITOR: &[&str] = &[
     VMM_LAUNCHED,
     TEMPLATE_MAPPED,
     VM_CREATED,
+    DEVICES_RESTORED,
     STATE_RESTORED,
     VCPU_ENTERED,
     VCPU_FIRST_EXIT,

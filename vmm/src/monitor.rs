@@ -173,7 +173,9 @@ fn serve(socket: &Socket) -> Result<(), Error> {
                     cmdline: &cmdline,
                     vcpus,
                 };
-                (Machine::boot(memory, boot, backends)?, None, None)
+                let machine = Machine::boot(memory, boot, backends)?;
+                times.pass(points::STATE_RESTORED);
+                (machine, None, None)
             }
             Start::Fork {
                 template,
@@ -189,7 +191,6 @@ fn serve(socket: &Socket) -> Result<(), Error> {
                 (machine, recorder, Some(memory))
             }
         };
-    times.pass(points::STATE_RESTORED);
     let (sender, receiver) = mpsc::channel();
     let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(broken("an event"))?;
     let reports = Reports {

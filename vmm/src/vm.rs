@@ -213,6 +213,7 @@ impl Machine {
                 _ => {}
             }
         }
+        passed(points::STATE_RESTORED);
         Ok(Self {
             kvm,
             vm,

@@ -167,7 +167,8 @@ fn is_word(error: &Error) -> bool {
     matches!(error, Error::Program(_))
 }
 
-/// A FIFO that is open for reading, so that whoever opens it for writing does not wait.
+/// A FIFO that is open for reading, so that whoever opens it for writing does not wait; and for writing, or it would be
+/// at its end, and a wait for it over, whenever somebody has opened and closed it.
 fn pipe(path: PathBuf) -> Result<(PathBuf, File), Error> {
     let failed = Error::io("a pipe for a container's output");
     let mode = Mode::RUSR | Mode::WUSR;
@@ -176,6 +177,7 @@ fn pipe(path: PathBuf) -> Result<(PathBuf, File), Error> {
     }
     let opened = OpenOptions::new()
         .read(true)
+        .write(true)
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
         .open(&path);
     match opened {

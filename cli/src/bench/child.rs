@@ -10,7 +10,9 @@ use std::{
 
 use forkvm_api::points;
 use forkvm_vmm::{
-    control::{Event, Launch, Monitor, NetworkNamespace, Purpose, Request, Source, TimePoint},
+    control::{
+        Event, Launch, Monitor, NetworkNamespace, Purpose, Request, Source, TimePoint, Writes,
+    },
     on_software_processor,
     template::{Template, TemplateSpec},
 };
@@ -55,12 +57,25 @@ pub(super) fn retried<T>(mut start: impl FnMut() -> Result<T, Error>) -> Result<
 }
 
 impl Child {
-    /// Forks a template; returns when the guest has executed its first instruction.
+    /// Forks a template; returns when the guest has executed its first instruction. If a container's start has left a
+    /// record of what it writes to, that is expected as the shim does it; none is made here, where no container starts.
     ///
     /// # Errors
     /// A monitor that fails, a guest that does not run in time.
     pub(super) fn fork(program: &Path, template: &Template) -> Result<Self, Error> {
-        let (source, descriptors) = template.source();
+        let (source, descriptors) = match template.source_of_start() {
+            (
+                Source::Fork {
+                    writes: Writes::Record,
+                    ..
+                },
+                _,
+            ) => {
+                let (source, descriptors) = template.source();
+                (source, descriptors.to_vec())
+            }
+            start => start,
+        };
         Self::launch(program, source, &descriptors, fork_limit(), "fork")
     }
 

@@ -115,9 +115,8 @@ pub fn phases(starts: &[Start]) -> Result<Vec<(&'static str, Samples)>, Error> {
         .iter()
         .flat_map(|start| start.points.iter().map(|point| (&*point.name, ())))
         .collect();
-    let names: Vec<&'static str> = points::ALL
-        .iter()
-        .copied()
+    let names: Vec<&'static str> = std::iter::once(points::REQUESTED)
+        .chain(points::ALL.iter().copied())
         .filter(|name| recorded.contains_key(name))
         .collect();
     let ends = names.iter().skip(1);
