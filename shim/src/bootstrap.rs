@@ -22,6 +22,7 @@ use containerd_shim::{
 use protobuf::{Message as _, well_known_types::any::Any};
 use rustix::{
     mount::{MountPropagationFlags, mount_change},
+    process::{Resource, getrlimit},
     thread::UnshareFlags,
 };
 use sha2::{Digest as _, Sha256};
@@ -38,6 +39,9 @@ const SOCKET_FOLDER: &str = "/run/containerd/s";
 /// Upper bound of what is read from standard input, containerd's own.
 const MAX_INPUT: u64 = 10 << 20;
 
+/// Open files without which nothing of a container can be started: the shim's own, its monitor's, a few for volumes.
+const OPEN_FILES: u64 = 128;
+
 /// Version of the Task API that a `BootstrapResult` names.
 const API_VERSION: i32 = 3;
 
@@ -50,6 +54,10 @@ pub(crate) enum Error {
     Flag(&'static str),
     #[error("the runtime options are not valid: {0}")]
     Options(protobuf::Error),
+    #[error(
+        "too many open files: the limit is {0}, a shim and its monitor need {OPEN_FILES} (LimitNOFILE of containerd's unit)"
+    )]
+    OpenFiles(u64),
     #[error(transparent)]
     Bundle(#[from] bundle::Error),
     #[error(
@@ -97,6 +105,12 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>, Error> {
         if value.is_empty() {
             return Err(Error::Flag(name));
         }
+    }
+    if let Some(limit) = getrlimit(Resource::Nofile)
+        .maximum
+        .filter(|limit| *limit < OPEN_FILES)
+    {
+        return Err(Error::OpenFiles(limit));
     }
     let request = request(&read_input()?, flags)?;
     let bundle = Bundle::open(&flags.bundle)?;

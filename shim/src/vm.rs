@@ -52,6 +52,9 @@ const REMOVE: Duration = Duration::from_secs(2);
 /// Most bytes of a text that the guest answers with: the sentence of an error, its causes and names of files.
 const MESSAGE: usize = 1024;
 
+/// How long a machine whose connections have ended may take to end itself, and to say why.
+const END: Duration = Duration::from_secs(2);
+
 /// Longest call to the agent that ttrpc can express: calls have limits of their own above this.
 const NO_LIMIT: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -153,10 +156,19 @@ impl Vm {
         call: &'static str,
         answer: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, MachineError> {
-        tokio::select! {
-            answer = answer => answer.map_err(|error| guest_error(call, error)),
-            reason = self.monitor.wait_ended() => Err(MachineError::Ended(reason)),
+        let error = tokio::select! {
+            answer = answer => match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            },
+            reason = self.monitor.wait_ended() => return Err(MachineError::Ended(reason)),
+        };
+        if !matches!(error, ttrpc::Error::RpcStatus(_))
+            && let Ok(reason) = timeout(END, self.monitor.wait_ended()).await
+        {
+            return Err(MachineError::Ended(reason));
         }
+        Err(guest_error(call, error))
     }
 
     /// Lets the guest flush what it holds for the container's files, and kills the machine.

@@ -109,8 +109,9 @@ impl Launcher {
             cgroup: plan.cgroup.clone(),
         };
         // Before there is anything else to clean up: `delete` reads it.
-        footprint.run_folder.write_state(&state)?;
+        // A full disk leaves half of it.
         footprint.wrote_state = true;
+        footprint.run_folder.write_state(&state)?;
         let cgroup = footprint.make_cgroup(&plan, &request.id)?;
         let monitor = Arc::new(Monitor::spawn(
             &config.paths.monitor,
