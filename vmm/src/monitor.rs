@@ -198,6 +198,7 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         wake: wake.try_clone().map_err(broken("an event"))?,
         stop_at: times.stop_at.clone(),
     };
+    let wake_of_cache = wake.try_clone().map_err(broken("an event"))?;
     // From here on nothing is opened by a path, and then the guest runs.
     jail::confine(serves_files)?;
     let running = machine.start(console, parts.freeze, (reports, receiver))?;
@@ -205,7 +206,7 @@ fn serve(socket: &Socket) -> Result<(), Error> {
     let mut control = Control {
         socket,
         running,
-        page_cache: PageCache::new(traffic, wake.try_clone().map_err(broken("an event"))?),
+        page_cache: PageCache::new(traffic, wake_of_cache),
         wake,
         times,
         recorder,
