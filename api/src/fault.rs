@@ -110,11 +110,10 @@ mod tests {
     #[test]
     fn each_process_is_killed_at_each_point_of_its_life() {
         let points = |process: Process| process.points();
-        // Not the one of a launcher that is none.
-        assert!(points(Process::Shim).eq(points::ALL.iter().copied().skip(1)));
+        assert!(points(Process::Shim).eq(points::ALL.iter().copied()));
         assert!(points(Process::Builder).eq(points::BUILD.iter().copied()));
-        // Not the three before it is there; two of a build.
-        assert_eq!(points(Process::Monitor).count(), points::ALL.len() - 3 + 2);
+        // Not the two before it is there; two of a build.
+        assert_eq!(points(Process::Monitor).count(), points::ALL.len() - 2 + 2);
         let of_build = points(Process::Monitor).filter(|point| points::BUILD.contains(point));
         assert!(of_build.eq([points::BUILD_BOOTING, points::BUILD_FREEZING]));
     }

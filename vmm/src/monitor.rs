@@ -3,6 +3,8 @@
 //!
 //! Two things are waited for, both with poll(2): the control socket, and the vCPUs' reports.
 
+mod times;
+
 use std::{
     fs::File,
     io::{self, Write},
@@ -19,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{
-    control::{self, Event, FailureKind, Request, Socket, TimePoint},
+    control::{self, Event, FailureKind, Request, Socket},
     devices::{Backends, console::Output},
     jail,
     launch::{self, Parts, Start, Writes},
@@ -31,6 +33,8 @@ use crate::{
     vm::{self, Boot, Machine, Running},
     written::{Recorder, Written},
 };
+
+use times::Times;
 
 /// What ends a monitor before its time.
 #[derive(Debug, thiserror::Error)]
@@ -261,51 +265,6 @@ fn fork(
     Ok((machine, recorder))
 }
 
-/// The time points passed so far.
-struct Times<'a> {
-    passed: Vec<TimePoint>,
-    /// See [`Request::StopAt`].
-    stop_at: Option<String>,
-    socket: &'a Socket,
-}
-
-impl<'a> Times<'a> {
-    fn new(socket: &'a Socket) -> Self {
-        Self {
-            passed: Vec::new(),
-            stop_at: None,
-            socket,
-        }
-    }
-
-    fn pass(&mut self, name: &str) {
-        self.at(name, crate::now());
-        if self.stop_at.as_deref() == Some(name) {
-            self.stop();
-        }
-    }
-
-    fn at(&mut self, name: &str, at_ns: u64) {
-        self.passed.push(TimePoint {
-            name: name.to_owned(),
-            at_ns,
-        });
-    }
-
-    /// Tells the launcher, and waits until it does anything: it kills this process, or is killed itself.
-    fn stop(&self) {
-        let Some(point) = self.stop_at.clone() else {
-            return;
-        };
-        // Who waits for the event and who is gone are the same here.
-        if self.socket.send(&Event::Reached { point }, &[]).is_ok() {
-            while let Err(rustix::io::Errno::INTR) =
-                poll(&mut [PollFd::new(self.socket, PollFlags::IN)], None)
-            {}
-        }
-    }
-}
-
 /// The files that a freeze writes.
 struct TemplateFiles {
     memory: File,
@@ -363,7 +322,11 @@ impl Control<'_> {
             if request {
                 match self.socket.receive::<Request>()? {
                     None => return Ok(()),
-                    Some((request, fds)) => self.request(request, fds)?,
+                    Some((request, fds)) => {
+                        if self.request(request, fds)? {
+                            return Ok(());
+                        }
+                    }
                 }
             }
         }
@@ -379,7 +342,8 @@ impl Control<'_> {
         }
     }
 
-    fn request(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(), Error> {
+    /// Whether the machine has come to its end.
+    fn request(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<bool, Error> {
         let expected = match request {
             Request::Connect { .. } => 1,
             Request::Freeze => 2,
@@ -401,7 +365,7 @@ impl Control<'_> {
             }
             Request::Connect { port } => {
                 let Some(stream) = fds.into_iter().next() else {
-                    return Ok(());
+                    return Ok(false);
                 };
                 let devices = &self.running.shared().devices;
                 let result = devices.connect(port, UnixStream::from(stream));
@@ -409,16 +373,9 @@ impl Control<'_> {
                     // The stream is closed, which is the answer.
                     log::warn!("connection to port {port}: {error}");
                 }
-                Ok(())
+                Ok(false)
             }
-            Request::Pause => {
-                if self.parked == self.running.vcpus() {
-                    return self.send(&Event::Paused);
-                }
-                self.pausing = true;
-                self.running.pause();
-                Ok(())
-            }
+            Request::Pause => self.pause(),
             Request::Resume => {
                 if self.pausing && self.parked < self.running.vcpus() {
                     return Err(Error::Invalid(
@@ -430,7 +387,8 @@ impl Control<'_> {
                     self.pausing = false;
                     self.running.resume();
                 }
-                self.send(&Event::Resumed)
+                self.send(&Event::Resumed)?;
+                Ok(false)
             }
             Request::Written => {
                 let Some(recorder) = self.recorder.take() else {
@@ -439,7 +397,8 @@ impl Control<'_> {
                     ));
                 };
                 let written = recorder.finish().map_err(broken("pagemap"))?;
-                self.send(&Event::Written(written))
+                self.send(&Event::Written(written))?;
+                Ok(false)
             }
             Request::Freeze => {
                 if !self.may_freeze || self.pausing {
@@ -452,9 +411,33 @@ impl Control<'_> {
                     .next()
                     .zip(fds.next())
                     .map(|(memory, state)| TemplateFiles { memory, state });
-                self.pausing = true;
-                self.running.pause();
-                Ok(())
+                self.pause()
+            }
+        }
+    }
+
+    fn pause(&mut self) -> Result<bool, Error> {
+        self.pausing = true;
+        if self.parked < self.running.vcpus() {
+            self.running.pause();
+        }
+        self.paused()
+    }
+
+    /// Goes on if all vCPUs are parked and were to be: one that boots to be frozen parks itself when its agent listens.
+    /// Whether the machine has come to its end.
+    fn paused(&mut self) -> Result<bool, Error> {
+        if self.parked < self.running.vcpus() || !self.pausing {
+            return Ok(false);
+        }
+        match self.freeze.take() {
+            Some(files) => {
+                self.write_template(&files)?;
+                Ok(true)
+            }
+            None => {
+                self.send(&Event::Paused)?;
+                Ok(false)
             }
         }
     }
@@ -477,15 +460,7 @@ impl Control<'_> {
             Report::Listening => self.send(&Event::AgentListening)?,
             Report::Parked => {
                 self.parked += 1;
-                if self.parked == self.running.vcpus() {
-                    match self.freeze.take() {
-                        Some(files) => {
-                            self.write_template(&files)?;
-                            return Ok(true);
-                        }
-                        None => self.send(&Event::Paused)?,
-                    }
-                }
+                return self.paused();
             }
             Report::Stopped(reason) => {
                 self.send(&Event::Stopped { reason })?;
