@@ -271,7 +271,7 @@ fn mapped_at_the_end(scene: &Scene<'_>) -> Result<(), Failure> {
         f = open('/data/file', 'r+b')\n\
         m = mmap.mmap(f.fileno(), 1 << 20)\n\
         m[0:5] = b'start'; m[-3:] = b'end'\n\
-        os._exit(0)";
+        os._exit(7)";
     let file = scene.write("data/file", "")?;
     let sized = fs::File::options()
         .write(true)
@@ -289,7 +289,7 @@ fn mapped_at_the_end(scene: &Scene<'_>) -> Result<(), Failure> {
     let log = scene.read(scene.log_of(&id))?;
     let release = log.lines().find_map(|line| line.strip_prefix("kernel "));
     scene.check_release(release.unwrap_or_default())?;
-    remove_task(scene, &id, 0)?;
+    remove_task(scene, &id, 7)?;
     scene.ok(["ctr", "container", "rm", &id]).map(drop)
 }
 
