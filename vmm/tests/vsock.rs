@@ -173,8 +173,8 @@ fn work(guest: &Guest) {
 
 fn finds_its_devices(facts: &str) {
     for line in [
-        "devices 0x0001 0x0001 0x0003 0x0004 0x0013 0x001a\n",
-        "drivers 6\n",
+        "devices 0x0001 0x0001 0x0003 0x0004 0x0005 0x0013 0x001a\n",
+        "drivers 7\n",
         "eth0 02:66:6b:76:6d:00\n",
         "eth1 02:66:6b:76:6d:01\n",
         "host Some(ConnectionReset)\n",
