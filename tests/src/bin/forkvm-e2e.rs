@@ -32,7 +32,7 @@ struct Arguments {
     #[arg(long, default_value_t = 2, value_name = "N")]
     jobs: usize,
     /// How long one case may take on one runtime.
-    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     limit: u64,
     /// Folder for the logs of failed cases.
     #[arg(long, default_value = "/var/log/forkvm-e2e", value_name = "FOLDER")]
