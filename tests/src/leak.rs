@@ -33,6 +33,9 @@ const FOLDERS: &[&str] = &[
 /// The host's network namespace, which Docker keeps from the first container that asks for it.
 const DOCKERS_OWN: &str = "/run/docker/netns/default";
 
+/// Docker unmounts a network namespace at once, and takes its empty file away once a minute.
+const DOCKERS_NAMES: &str = "/run/docker/netns";
+
 /// Programs that belong to a container, by the start of their command's name (15 characters).
 const PROGRAMS: &[&str] = &["containerd-shim", "forkvm", "runc", "docker-init"];
 
@@ -84,7 +87,7 @@ impl Inventory {
         things.extend(sockets()?);
         for folder in FOLDERS {
             walk(Path::new(folder), &mut |path| {
-                if path == Path::new(DOCKERS_OWN) {
+                if path.starts_with(DOCKERS_NAMES) {
                     return;
                 }
                 things.insert(Thing::File(path.to_owned()));
