@@ -87,7 +87,7 @@ impl Inventory {
         things.extend(sockets()?);
         for folder in FOLDERS {
             walk(Path::new(folder), &mut |path| {
-                if path.starts_with(DOCKERS_NAMES) {
+                if path.starts_with(DOCKERS_NAMES) || is_record_of_writes(path) {
                     return;
                 }
                 things.insert(Thing::File(path.to_owned()));
@@ -252,6 +252,11 @@ fn belongs_to_containers(cgroup: &Path) -> bool {
             || name == "user.slice"
             || name == "init.scope"
     })
+}
+
+/// What the first child of a template leaves for later ones, which is the template's.
+fn is_record_of_writes(path: &Path) -> bool {
+    path.starts_with("/var/lib/forkvm/templates") && path.ends_with("written")
 }
 
 fn walk(folder: &Path, each: &mut impl FnMut(&Path)) {
