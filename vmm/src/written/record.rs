@@ -70,7 +70,7 @@ impl Recorder {
     }
 
     /// The pages that are this process's own, in ascending order.
-    pub(super) fn pages(&self) -> io::Result<Vec<u64>> {
+    pub(crate) fn pages(&self) -> io::Result<Vec<u64>> {
         let mut pages = Vec::new();
         let mut buffer = vec![0; CHUNK as usize * ENTRY];
         let mut offset = 0;
