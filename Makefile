@@ -1,14 +1,15 @@
 # The commands of the project. What each does in detail is in the scripts it calls; all take --help.
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+TRIPLE := x86_64-unknown-linux-gnu
 # What is installed, as PRODUCT:PATH:MODE under $(TARGET) and $(DESTDIR).
 ARTEFACTS := \
-	release/forkvm:usr/bin/forkvm:755 \
-	release/containerd-shim-forkvm-v2:usr/bin/containerd-shim-forkvm-v2:755 \
-	release/forkvm-vmm:usr/libexec/forkvm/forkvm-vmm:755 \
+	$(TRIPLE)/release/forkvm:usr/bin/forkvm:755 \
+	$(TRIPLE)/release/containerd-shim-forkvm-v2:usr/bin/containerd-shim-forkvm-v2:755 \
+	$(TRIPLE)/release/forkvm-vmm:usr/libexec/forkvm/forkvm-vmm:755 \
 	guest/vmlinux:usr/share/forkvm/vmlinux:644 \
 	guest/initramfs.cpio:usr/share/forkvm/initramfs.cpio:644
-AGENT := $(TARGET)/agent/x86_64-unknown-linux-gnu/release/forkvm-agent
+AGENT := $(TARGET)/agent/$(TRIPLE)/release/forkvm-agent
 MULTIARCH := x86_64-linux-gnu
 
 .DEFAULT_GOAL := help
@@ -48,8 +49,11 @@ deps: ## install the Debian packages that are missing
 
 build: binaries guest ## everything that is installed
 
+# Linked statically: a start runs the shim three times and the monitor once, each of which would spend more on loading
+# libraries than on its arguments. They run on any distribution, too.
 binaries:
-	cargo build --release --locked -p forkvm -p forkvm-shim -p forkvm-vmm -p forkvm-tests --bins --target-dir $(TARGET)
+	RUSTFLAGS="-C target-feature=+crt-static" \
+	cargo build --release --locked --target $(TRIPLE) -p forkvm -p forkvm-shim -p forkvm-vmm -p forkvm-tests --bins --target-dir $(TARGET)
 
 # The guest has no libraries: the agent is linked statically, libseccomp included. It lies in the guest's memory, so it is
 # built for size; and at a fixed address, or each worker would write its 22,000 relocations into pages of its own.
@@ -57,7 +61,7 @@ agent:
 	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH) \
 	CARGO_PROFILE_RELEASE_OPT_LEVEL=s CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
-	cargo build --release --locked -p forkvm-agent --target x86_64-unknown-linux-gnu --target-dir $(TARGET)/agent
+	cargo build --release --locked -p forkvm-agent --target $(TRIPLE) --target-dir $(TARGET)/agent
 
 guest: agent kernel
 	guest-image/build-initramfs $(AGENT) $(TARGET)/guest/initramfs.cpio

@@ -7,14 +7,14 @@ readonly in_place=/usr/local/libexec/forkvm-tests
 # choose_place MODE: decides, says so in one line, and brings the place up with the current build in it. MODE is that
 # of the test host. Sets $place (machine or host) and $mode (that of the clock: parallel, counted or hardware).
 choose_place() {
-    local why
+    local why built=$target/x86_64-unknown-linux-gnu/release
     place=host mode=$1
     case ${FORKVM_PLACE:-} in
     host) why="as FORKVM_PLACE says" ;;
     machine) place=machine why="as FORKVM_PLACE says" ;;
     '')
         # Of its checks those of KVM alone: what else it asks for is installed further down.
-        why=$({ "$target/release/forkvm" check --json || true; } |
+        why=$({ "$built/forkvm" check --json || true; } |
             jq -er '[.[] | select((.check | startswith("kvm")) and .status == "fail")][0] | "\(.check): \(.found)"') ||
             why="it cannot be asked"
         if ((EUID)); then
@@ -35,7 +35,7 @@ choose_place() {
         note "Containers run in the test host ($mode mode), $why."
         "$top/tests/host" up --mode "$mode"
     fi
-    to_place "$in_place" "$target"/release/forkvm-{e2e,figures}
+    to_place "$in_place" "$built"/forkvm-{e2e,figures}
 }
 
 # to_place FOLDER FILE...: copies files into a folder there.
