@@ -1,13 +1,16 @@
 # shellcheck shell=bash
-# Where containers are run: on this machine if its KVM can, else in the test host. $program, $top and the
+# Where containers are run: on this machine if its KVM can, else in the test host. $program, $top, $target and the
 # functions of host.d/messages.sh come from the script that sources this.
 
+# Where `make binaries` puts what it builds.
+# shellcheck disable=SC2154
+readonly built=$target/x86_64-unknown-linux-gnu/release
 readonly in_place=/usr/local/libexec/forkvm-tests
 
 # choose_place MODE: decides, says so in one line, and brings the place up with the current build in it. MODE is that
 # of the test host. Sets $place (machine or host) and $mode (that of the clock: parallel, counted or hardware).
 choose_place() {
-    local why built=$target/x86_64-unknown-linux-gnu/release
+    local why
     place=host mode=$1
     case ${FORKVM_PLACE:-} in
     host) why="as FORKVM_PLACE says" ;;

@@ -3,6 +3,7 @@
 //!
 //! Two things are waited for, both with poll(2): the control socket, and the vCPUs' reports.
 
+mod fork;
 mod times;
 
 use std::{
@@ -24,16 +25,17 @@ use crate::{
     control::{self, Event, FailureKind, Request, Socket},
     devices::{Backends, console::Output},
     jail,
-    launch::{self, Parts, Start, Writes},
+    launch::{self, Parts, Start},
     memory::{self, Backing},
     page_cache::PageCache,
     process,
     snapshot::state,
     vcpu::{Report, Reports},
     vm::{self, Boot, Machine, Running},
-    written::{Recorder, Written},
+    written::Recorder,
 };
 
+use fork::fork;
 use times::Times;
 
 /// What ends a monitor before its time.
@@ -220,49 +222,6 @@ fn serve(socket: &Socket) -> Result<(), Error> {
         pausing: false,
     };
     control.run()
-}
-
-fn fork(
-    memory: &File,
-    state: &File,
-    writes: Writes,
-    mut backends: Backends,
-    times: &mut Times<'_>,
-) -> Result<(Machine, Option<Arc<Recorder>>), vm::Error> {
-    let snapshot = state::parse(&state::read(state)?)?;
-    let mapped = memory::private(memory, snapshot.memory.bytes, &snapshot.memory.segments)?;
-    backends.memory = Backing::template(snapshot.memory.bytes, &snapshot.memory.segments)?;
-    times.pass(points::TEMPLATE_MAPPED);
-    let machine = Machine::fork(mapped.clone(), &snapshot, backends, |point| {
-        times.pass(point)
-    })?;
-    let recorder = match writes {
-        Writes::Ignore => None,
-        // Without a record a start takes longer, and that is all.
-        Writes::Record => match Recorder::new(mapped) {
-            Ok(recorder) => {
-                let recorder = Arc::new(recorder);
-                let noting = Arc::clone(&recorder);
-                machine.before_first_file(Box::new(move || noting.note_early()));
-                Some(recorder)
-            }
-            Err(error) => {
-                log::warn!("what the start writes to is not recorded: {error}");
-                None
-            }
-        },
-        Writes::Expect(file) => {
-            match Written::read(&file, &mapped) {
-                Ok(written) => {
-                    written.copy_early(&mapped);
-                    machine.before_first_file(Box::new(move || written.copy_late(&mapped)));
-                }
-                Err(error) => log::warn!("the record of what a start writes to: {error}"),
-            }
-            None
-        }
-    };
-    Ok((machine, recorder))
 }
 
 /// The files that a freeze writes.

@@ -15,6 +15,8 @@
 mod budget;
 mod build;
 pub mod digest;
+#[cfg(any(test, feature = "fuzzing"))]
+mod example;
 mod fault;
 mod freeze;
 #[cfg(feature = "fuzzing")]

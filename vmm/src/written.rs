@@ -63,7 +63,7 @@ pub struct Written {
 
 impl Written {
     /// The lists of pages in ascending order; what is more than a list may hold is left out.
-    fn new(early: &[u64], late: &[u64]) -> Self {
+    pub(crate) fn new(early: &[u64], late: &[u64]) -> Self {
         let mut left = MAX_PAGES;
         let mut runs = |pages: &[u64]| {
             let mut runs: Vec<Run> = Vec::new();
@@ -116,6 +116,11 @@ impl Written {
             return Err(Error::Pages);
         }
         Ok(written)
+    }
+
+    /// Whether nothing is recorded: the guest asked for no file, or its pages could not be looked at.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.early.is_empty() && self.late.is_empty()
     }
 
     /// Copies the pages that are written to early.

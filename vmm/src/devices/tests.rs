@@ -6,6 +6,8 @@ use std::net::Shutdown;
 
 use vm_memory::{Bytes, GuestAddress};
 
+use super::virtio::InterruptLine;
+use super::virtio::mmio::Connect;
 use super::*;
 use crate::devices::virtio::testing::DriverQueue;
 use virtio_bindings::virtio_mmio::*;

@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use super::digest::{Cache, Stamp};
-use super::manifest::{self, Inputs, MemoryFile, StateFile};
-use super::{Error, Identity, Machine, Manifest};
-use crate::snapshot::state;
+use super::manifest::{self, MemoryFile, StateFile};
+use super::{Error, Identity, Manifest, example};
 
 /// Reads the remembered digests of a store, and writes what was understood.
 ///
@@ -39,24 +38,7 @@ pub fn fix_manifest(text: &[u8], folder: &Path) -> Option<Vec<u8>> {
 /// # Errors
 /// A file that cannot be read.
 pub fn example_texts(file: &Path) -> Result<[Vec<u8>; 2], Error> {
-    let machine = Machine {
-        cpu_model: "a processor".into(),
-        cpuid: "c".into(),
-        microcode: "0x1".into(),
-        tsc_khz: 2_000_000,
-        kernel_release: "6.12".into(),
-    };
-    let inputs = Inputs {
-        kernel: "k".into(),
-        initramfs: "i".into(),
-        monitor: "m".into(),
-        domain: "host".into(),
-        cmdline: String::new(),
-        vcpus: 2,
-        memory_bytes: 1 << 30,
-        state_version: state::VERSION,
-    };
-    let identity = Identity::new(inputs, machine);
+    let identity = example::identity("host");
     let manifest = Manifest {
         version: manifest::VERSION,
         id: identity.id,

@@ -122,34 +122,12 @@ pub(super) fn digest(inputs: &Inputs, machine: &Machine) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::example::{inputs, machine};
     use super::*;
-
-    fn machine() -> Machine {
-        Machine {
-            cpu_model: "a processor".into(),
-            cpuid: "c".into(),
-            microcode: "0x1".into(),
-            tsc_khz: 2_000_000,
-            kernel_release: "6.12".into(),
-        }
-    }
-
-    fn inputs() -> Inputs {
-        Inputs {
-            kernel: "k".into(),
-            initramfs: "i".into(),
-            monitor: "m".into(),
-            domain: "host".into(),
-            cmdline: String::new(),
-            vcpus: 2,
-            memory_bytes: 1 << 30,
-            state_version: state::VERSION,
-        }
-    }
 
     #[test]
     fn everything_that_differs_gives_another_id() {
-        let first = Identity::new(inputs(), machine()).id;
+        let first = Identity::new(inputs("host"), machine()).id;
         let input_changes: [fn(&mut Inputs); 8] = [
             |inputs| inputs.kernel.push('x'),
             |inputs| inputs.initramfs.push('x'),
@@ -161,7 +139,7 @@ mod tests {
             |inputs| inputs.state_version += 1,
         ];
         for change in input_changes {
-            let mut other = inputs();
+            let mut other = inputs("host");
             change(&mut other);
             assert_ne!(Identity::new(other, machine()).id, first);
         }
@@ -174,10 +152,10 @@ mod tests {
         for change in machine_changes {
             let mut other = machine();
             change(&mut other);
-            assert_ne!(Identity::new(inputs(), other).id, first);
+            assert_ne!(Identity::new(inputs("host"), other).id, first);
         }
         // Parts do not run into each other.
-        let mut shifted = inputs();
+        let mut shifted = inputs("host");
         shifted.kernel = "ki".into();
         shifted.initramfs = String::new();
         assert_ne!(Identity::new(shifted, machine()).id, first);
@@ -185,7 +163,7 @@ mod tests {
         let mut same = machine();
         same.cpu_model.push_str(" (again)");
         same.tsc_khz += 1;
-        assert_eq!(Identity::new(inputs(), same).id, first);
+        assert_eq!(Identity::new(inputs("host"), same).id, first);
     }
 
     #[test]

@@ -411,11 +411,15 @@ impl Template {
         self.written.is_none()
     }
 
-    /// Keeps what a start has written to, unless another child's is there already.
+    /// Keeps what a start has written to, unless another child's is there already. A record of nothing is not kept: the
+    /// next start shall make one.
     ///
     /// # Errors
     /// A folder that cannot be written to.
     pub fn keep_written(&self, written: &Written) -> Result<(), Error> {
+        if written.is_empty() {
+            return Ok(());
+        }
         let failed = || Error::file("write", self.path.join(WRITTEN));
         // Without a name until it is whole.
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;

@@ -2,39 +2,16 @@
 
 use std::{fs, path::Path};
 
+pub(super) use super::example::identity;
 use super::{
-    Error, Identity, Machine, Manifest,
+    Error, Identity, Manifest,
     digest::Stamp,
-    manifest::{self, Inputs, MemoryFile, StateFile},
+    manifest::{self, MemoryFile, StateFile},
     record::now,
 };
-use crate::snapshot::state;
 
 /// Opening compares its checksum and does not read it.
 pub(super) const STATE: &[u8] = b"any bytes";
-
-/// The identity of a template of a domain.
-pub(super) fn identity(domain: &str) -> Identity {
-    Identity::new(
-        Inputs {
-            kernel: "k".into(),
-            initramfs: "i".into(),
-            monitor: "m".into(),
-            domain: domain.into(),
-            cmdline: String::new(),
-            vcpus: 2,
-            memory_bytes: 1 << 30,
-            state_version: state::VERSION,
-        },
-        Machine {
-            cpu_model: "a processor".into(),
-            cpuid: "c".into(),
-            microcode: "0x1".into(),
-            tsc_khz: 2_000_000,
-            kernel_release: "6.12".into(),
-        },
-    )
-}
 
 /// Makes the folder and files of a template, whose memory takes `bytes` on disk.
 pub(super) fn fill(identity: &Identity, folder: &Path, bytes: usize) -> Result<(), Error> {

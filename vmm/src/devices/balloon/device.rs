@@ -6,7 +6,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{Address, Bytes, GuestAddress, Le32};
 
 use crate::devices::virtio::{
-    Activation, Chain, ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue,
+    Chain, ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue,
 };
 use crate::memory::{Backing, PAGE};
 
@@ -117,16 +117,12 @@ impl VirtioDevice for Balloon {
         Arc::clone(&self.config)
     }
 
-    fn activate(&mut self, activation: Activation) {
-        self.queues = activation.queues;
-    }
-
     fn queues(&self) -> &[Virtqueue] {
         &self.queues
     }
 
-    fn reset(&mut self) {
-        self.queues.clear();
+    fn queues_mut(&mut self) -> &mut Vec<Virtqueue> {
+        &mut self.queues
     }
 
     fn process_queue(&mut self, index: usize) -> Result<(), QueueError> {

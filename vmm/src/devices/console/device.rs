@@ -6,7 +6,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::Output;
 use crate::devices::virtio::{
-    Activation, Chain, ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue,
+    Chain, ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue,
 };
 
 /// receiveq and transmitq of port 0 (virtio 1.2, section 5.3.2). Few descriptors: Linux fills the
@@ -61,16 +61,12 @@ impl VirtioDevice for Console {
         Arc::clone(&self.config)
     }
 
-    fn activate(&mut self, activation: Activation) {
-        self.queues = activation.queues;
-    }
-
     fn queues(&self) -> &[Virtqueue] {
         &self.queues
     }
 
-    fn reset(&mut self) {
-        self.queues.clear();
+    fn queues_mut(&mut self) -> &mut Vec<Virtqueue> {
+        &mut self.queues
     }
 
     fn process_queue(&mut self, index: usize) -> Result<(), QueueError> {

@@ -7,8 +7,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use super::request::Answerer;
 use super::{Error, Export, FileServer, Limits, Traffic};
 use crate::devices::virtio::{
-    Activation, ConfigSpace, DrainError, F_EVENT_IDX, F_INDIRECT_DESC, QueueError, VirtioDevice,
-    Virtqueue,
+    ConfigSpace, DrainError, F_EVENT_IDX, F_INDIRECT_DESC, QueueError, VirtioDevice, Virtqueue,
 };
 
 /// The name by which the guest mounts the file system.
@@ -89,12 +88,12 @@ impl VirtioDevice for Fs {
         Arc::clone(&self.config)
     }
 
-    fn activate(&mut self, activation: Activation) {
-        self.queues = activation.queues;
-    }
-
     fn queues(&self) -> &[Virtqueue] {
         &self.queues
+    }
+
+    fn queues_mut(&mut self) -> &mut Vec<Virtqueue> {
+        &mut self.queues
     }
 
     fn reset(&mut self) {

@@ -6,7 +6,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS};
 
 use crate::devices::virtio::{
-    Activation, ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue,
+    ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue,
 };
 
 /// receiveq1 and transmitq1 (virtio 1.2, section 5.1.2).
@@ -61,16 +61,12 @@ impl VirtioDevice for Net {
         Arc::clone(&self.config)
     }
 
-    fn activate(&mut self, activation: Activation) {
-        self.queues = activation.queues;
-    }
-
     fn queues(&self) -> &[Virtqueue] {
         &self.queues
     }
 
-    fn reset(&mut self) {
-        self.queues.clear();
+    fn queues_mut(&mut self) -> &mut Vec<Virtqueue> {
+        &mut self.queues
     }
 
     fn process_queue(&mut self, index: usize) -> Result<(), QueueError> {

@@ -7,7 +7,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::Bytes;
 
 use crate::devices::virtio::{
-    Activation, Chain, ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue,
+    Chain, ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue,
 };
 
 /// One queue, requestq. Linux has one buffer in it at a time.
@@ -57,16 +57,12 @@ impl VirtioDevice for Rng {
         Arc::clone(&self.config)
     }
 
-    fn activate(&mut self, activation: Activation) {
-        self.queues = activation.queues;
-    }
-
     fn queues(&self) -> &[Virtqueue] {
         &self.queues
     }
 
-    fn reset(&mut self) {
-        self.queues.clear();
+    fn queues_mut(&mut self) -> &mut Vec<Virtqueue> {
+        &mut self.queues
     }
 
     fn process_queue(&mut self, index: usize) -> Result<(), QueueError> {

@@ -78,16 +78,23 @@ pub trait VirtioDevice: Send {
     /// The configuration space that drivers read.
     fn config(&self) -> Arc<ConfigSpace>;
 
-    /// Takes the queues. Must not wait and must not touch guest memory: it runs in a vCPU's
-    /// thread or in a fork, and every touched page of a fork costs.
-    fn activate(&mut self, activation: Activation);
-
     /// The queues, empty while the device is not active. Read to save their state.
     fn queues(&self) -> &[Virtqueue];
 
+    /// Where the device keeps them.
+    fn queues_mut(&mut self) -> &mut Vec<Virtqueue>;
+
+    /// Takes the queues. Must not wait and must not touch guest memory: it runs in a vCPU's
+    /// thread or in a fork, and every touched page of a fork costs.
+    fn activate(&mut self, activation: Activation) {
+        *self.queues_mut() = activation.queues;
+    }
+
     /// Gives up the queues and everything that came from the driver. When this returns the device
     /// does not touch guest memory until it is activated again.
-    fn reset(&mut self);
+    fn reset(&mut self) {
+        self.queues_mut().clear();
+    }
 
     /// The driver has notified queue `index`; also called once for each queue after a start (see
     /// [`super::Devices::start`]), so there may be nothing in it. Never called while inactive.

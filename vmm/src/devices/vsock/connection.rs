@@ -9,7 +9,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use vmm_sys_util::epoll::EventSet;
 
 use super::device::{GUEST_CID, HOST_CID};
-use super::packet::{Packet, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
+use super::packet::{Next, Packet, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 use super::rings::{Payload, Source};
 use super::stream::Vectors;
 
@@ -492,18 +492,4 @@ impl Source for Connection {
         self.sent += len;
         self.header(op::RW, 0, len)
     }
-}
-
-/// What a connection sends to the guest next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// A packet without data, of this operation.
-    Packet(u16),
-    /// Bytes from the stream.
-    Data {
-        /// Most buffers to use.
-        buffers: usize,
-        /// Most bytes to send.
-        limit: usize,
-    },
 }

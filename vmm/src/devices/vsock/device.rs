@@ -9,7 +9,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::multiplexer::{ConnectError, Multiplexer};
 use crate::devices::event_loop::Registrar;
 use crate::devices::virtio::{
-    Activation, ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue, signal,
+    ConfigSpace, DrainError, F_EVENT_IDX, QueueError, VirtioDevice, Virtqueue, signal,
 };
 
 /// The host's address (virtio 1.2, section 5.10.4).
@@ -102,12 +102,12 @@ impl VirtioDevice for Vsock {
         Arc::clone(&self.config)
     }
 
-    fn activate(&mut self, activation: Activation) {
-        self.queues = activation.queues;
-    }
-
     fn queues(&self) -> &[Virtqueue] {
         &self.queues
+    }
+
+    fn queues_mut(&mut self) -> &mut Vec<Virtqueue> {
+        &mut self.queues
     }
 
     fn reset(&mut self) {

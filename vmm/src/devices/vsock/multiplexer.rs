@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::epoll::EventSet;
 
-use super::connection::{Connection, Next, Verdict};
+use super::connection::{Connection, Verdict};
 use super::device::{GUEST_CID, HOST_CID};
-use super::packet::{Packet, TYPE_STREAM, op};
+use super::packet::{Next, Packet, TYPE_STREAM, op};
 use super::rings::{Payload, Pieces, Receiver};
 use crate::devices::event_loop::Registrar;
 use crate::devices::virtio::{QueueError, Virtqueue};

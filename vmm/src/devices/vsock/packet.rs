@@ -115,3 +115,17 @@ impl Packet {
         }
     }
 }
+
+/// What a connection sends to the guest next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A packet without data, of this operation.
+    Packet(u16),
+    /// Bytes from the stream.
+    Data {
+        /// Most buffers to use.
+        buffers: usize,
+        /// Most bytes to send.
+        limit: usize,
+    },
+}

@@ -40,6 +40,33 @@ fn a_whole_template_is_listed_and_opened() {
 }
 
 #[test]
+fn what_the_first_start_wrote_is_kept_and_expected_of_later_ones() {
+    let (root, store, identity) = store();
+    let first = store.open(&identity).unwrap();
+    assert!(first.records());
+    // A start that recorded nothing leaves it to the next.
+    first.keep_written(&Written::new(&[], &[])).unwrap();
+    let second = store.open(&identity).unwrap();
+    assert!(second.records());
+    // Both were under way at once: the later one does not replace what others may be reading.
+    first.keep_written(&Written::new(&[1, 2], &[7])).unwrap();
+    second.keep_written(&Written::new(&[3], &[])).unwrap();
+    let third = store.open(&identity).unwrap();
+    assert!(!third.records());
+    let (source, descriptors) = third.source_of_start();
+    let id = identity.id().into();
+    let expected = Source::Fork {
+        template: id,
+        writes: Writes::Expect,
+    };
+    assert_eq!((source, descriptors.len()), (expected, 3));
+    let kept = fs::read_to_string(root.path().join(identity.id()).join(WRITTEN)).unwrap();
+    assert_eq!(kept, r#"{"version":1,"early":[[1,2]],"late":[[7,1]]}"#);
+    // What stands in it is the monitor's to judge; that the file is there does not make the template another one.
+    store.inspect(identity.id()).unwrap();
+}
+
+#[test]
 fn a_store_that_does_not_exist_is_empty() {
     let store = Store::new("/nonexistent/forkvm");
     assert!(store.list().unwrap().is_empty());

@@ -44,6 +44,9 @@ impl VirtioDevice for Probe {
     fn queues(&self) -> &[Virtqueue] {
         &self.queues
     }
+    fn queues_mut(&mut self) -> &mut Vec<Virtqueue> {
+        &mut self.queues
+    }
     fn reset(&mut self) {
         self.queues.clear();
         self.resets += 1;
