@@ -7,6 +7,7 @@ use std::time::Duration;
 use fuse_backend_rs::abi::fuse_abi::{SetattrValid, stat64, statvfs64};
 use rustix::fs::{AtFlags, Gid, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 
+use super::export::ROOT_TIMEOUT;
 use super::host::{self, FileStat, errno};
 use super::lookup::root_attributes;
 use super::node::{NodeId, ROOT};
@@ -28,7 +29,7 @@ impl FileServer {
         handle: Option<u64>,
     ) -> io::Result<(stat64, Duration)> {
         if id == ROOT {
-            return Ok((root_attributes(), Duration::ZERO));
+            return Ok((root_attributes(), ROOT_TIMEOUT));
         }
         let stat = self.stat_node(id, handle)?;
         let timeout = self.remember(id, &stat);

@@ -11,6 +11,11 @@ use super::host::{self, FileStat};
 /// by the host's administrator (`docker cp`) is seen after that time at the latest.
 const PRIVATE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a guest may keep the attributes and names of the synthetic root: they stay what they are for as long as the
+/// monitor lives. Not for longer than it takes: a guest that is frozen carries what it keeps into children, whose exports are
+/// others, and then meets a stale number once, upon which Linux looks the name up again.
+pub(super) const ROOT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Longest name of an export in bytes (`NAME_MAX`, limits.h).
 const NAME_MAX: usize = 255;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use fuse_backend_rs::abi::fuse_abi::{ATTR_SUBMOUNT, FsOptions, stat64};
 use fuse_backend_rs::api::filesystem::Entry;
 
-use super::export::Root;
+use super::export::{ROOT_TIMEOUT, Root};
 use super::host::{self, FileStat, errno};
 use super::node::{Identity, NodeId, ROOT, Version};
 use super::server::FileServer;
@@ -101,7 +101,7 @@ impl FileServer {
         drop(nodes);
         drop(released);
         let mut entry = self.tell(id, &stat, stat.is_dir());
-        entry.entry_timeout = Duration::ZERO;
+        entry.entry_timeout = ROOT_TIMEOUT;
         Ok(entry)
     }
 

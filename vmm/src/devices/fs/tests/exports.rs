@@ -190,13 +190,21 @@ fn how_long_the_guest_may_keep_what_it_is_told() {
         (others.entry_timeout, others.attr_timeout),
         (Duration::ZERO, Duration::ZERO)
     );
-    let export = guest.walk("rootfs").unwrap();
+    let names = ["rootfs", "vol-0"].map(|name| guest.walk(name).unwrap());
     assert_eq!(
-        export.entry_timeout,
-        Duration::ZERO,
-        "the root's entries never"
+        names.map(|entry| (entry.entry_timeout, entry.attr_timeout)),
+        [(second, second), (second, Duration::ZERO)],
+        "an export stays where it is, its attributes are its own"
     );
     let server = &guest.server;
+    let (_, root) = server.getattr(&guest.context, ROOT, None).unwrap();
+    assert_eq!(root, second);
+    let unknown = server.lookup(&guest.context, ROOT, &c("vol-1"));
+    assert_eq!(
+        number(unknown),
+        libc::ENOENT,
+        "not kept: a child's exports are others"
+    );
     let missing = server
         .lookup(&guest.context, guest.id("rootfs"), &c("none"))
         .unwrap();
