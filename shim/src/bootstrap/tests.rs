@@ -51,6 +51,16 @@ fn runtime_options_are_not_taken_for_bootstrap_params() {
 }
 
 #[test]
+fn options_of_runc_are_known_by_their_name() {
+    let mut any = options();
+    assert!(names_options(&any));
+    any.type_url = format!("type.googleapis.com/{}", any.type_url);
+    assert!(names_options(&any));
+    any.type_url = "runtimeoptions.v1.Options".to_owned();
+    assert!(!names_options(&any));
+}
+
+#[test]
 fn bootstrap_params_of_this_container_are_believed() {
     let request = request(&params("c1").write_to_bytes().unwrap(), &flags()).unwrap();
     assert!(request.bootstrap);
