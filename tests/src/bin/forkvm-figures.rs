@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use forkvm_tests::{
     failure::Failure,
     figures::{calibration::Calibration, demo, density, gate, measure, memory, report, show},
@@ -29,27 +29,13 @@ enum Command {
         /// How many measured runs of each.
         #[arg(long, default_value_t = 20, value_name = "N")]
         runs: usize,
-        /// How this machine keeps time: counted, parallel or hardware.
-        #[arg(long, value_name = "MODE")]
-        mode: String,
-        /// Leave out the memory of many containers.
-        #[arg(long)]
-        no_crowd: bool,
-        /// Folder for the report.
-        #[arg(long, default_value = "/var/lib/forkvm-figures", value_name = "FOLDER")]
-        out: PathBuf,
+        #[command(flatten)]
+        set: Set,
     },
     /// What a container's machine takes of the host's memory, at rest and after work.
     Density {
-        /// How this machine keeps time: counted, parallel or hardware.
-        #[arg(long, value_name = "MODE")]
-        mode: String,
-        /// Leave out the memory of many containers.
-        #[arg(long)]
-        no_crowd: bool,
-        /// Folder for the report.
-        #[arg(long, default_value = "/var/lib/forkvm-figures", value_name = "FOLDER")]
-        out: PathBuf,
+        #[command(flatten)]
+        set: Set,
     },
     /// Run the calibration loops and print what they took.
     Calibrate,
@@ -76,6 +62,20 @@ enum Command {
     },
 }
 
+/// Where a set of figures is measured, and where it goes.
+#[derive(Debug, Args)]
+struct Set {
+    /// How this machine keeps time: counted, parallel or hardware.
+    #[arg(long, value_name = "MODE")]
+    mode: String,
+    /// Leave out the memory of many containers.
+    #[arg(long)]
+    no_crowd: bool,
+    /// Folder for the report.
+    #[arg(long, default_value = "/var/lib/forkvm-figures", value_name = "FOLDER")]
+    out: PathBuf,
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -88,21 +88,12 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Demo {
-            runs,
-            mode,
-            no_crowd,
-            out,
-        } => {
+        Command::Demo { runs, set } => {
             let runtimes = [Runtime::Runc, Runtime::Forkvm];
             let machine = Machine::look(&runtimes, measure::deadline())?;
-            demo::run(&machine, runs, &mode, !no_crowd, &out)
+            demo::run(&machine, runs, &set.mode, !set.no_crowd, &set.out)
         }
-        Command::Density {
-            mode,
-            no_crowd,
-            out,
-        } => density::run(&mode, !no_crowd, &out),
+        Command::Density { set } => density::run(&set.mode, !set.no_crowd, &set.out),
         Command::Calibrate => {
             let taken = serde_json::to_string(&Calibration::take()?);
             let text = taken.map_err(|error| Failure::new(error.to_string()))?;
