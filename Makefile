@@ -9,8 +9,10 @@ ARTEFACTS := \
 	$(TRIPLE)/release/forkvm-vmm:usr/libexec/forkvm/forkvm-vmm:755 \
 	guest/vmlinux:usr/share/forkvm/vmlinux:644 \
 	guest/initramfs.cpio:usr/share/forkvm/initramfs.cpio:644
+PROGRAMS := forkvm containerd-shim-forkvm-v2 forkvm-vmm forkvm-e2e forkvm-figures forkvm-syscalls
 AGENT := $(TARGET)/agent/$(TRIPLE)/release/forkvm-agent
 MULTIARCH := x86_64-linux-gnu
+STATIC_SECCOMP := LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH)
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build binaries agent kernel guest install images host shell demo test fuzz figures report fmt lint clean
@@ -52,14 +54,15 @@ build: binaries guest ## everything that is installed
 # Linked statically: a start runs the shim three times and the monitor once, each of which would spend more on loading
 # libraries than on its arguments. They run on any distribution, too.
 binaries:
-	RUSTFLAGS="-C target-feature=+crt-static" \
+	$(STATIC_SECCOMP) RUSTFLAGS="-C target-feature=+crt-static" \
 	cargo build --release --locked --target $(TRIPLE) -p forkvm -p forkvm-shim -p forkvm-vmm -p forkvm-tests --bins --target-dir $(TARGET)
+	@# A shared library in a program that is linked statically ends it before its first line.
+	@cd $(TARGET)/$(TRIPLE)/release && ! readelf --dynamic $(PROGRAMS) | grep NEEDED
 
 # The guest has no libraries: the agent is linked statically, libseccomp included. It lies in the guest's memory, so it is
 # built for size; and at a fixed address, or each worker would write its 22,000 relocations into pages of its own.
 agent:
-	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH) \
-	CARGO_PROFILE_RELEASE_OPT_LEVEL=s CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
+	$(STATIC_SECCOMP) CARGO_PROFILE_RELEASE_OPT_LEVEL=s CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
 	cargo build --release --locked -p forkvm-agent --target $(TRIPLE) --target-dir $(TARGET)/agent
 

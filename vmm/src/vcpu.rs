@@ -270,13 +270,27 @@ impl Thread {
     fn wait_parked(&mut self) -> Option<()> {
         loop {
             match self.commands.recv().ok()? {
-                Command::Resume => return Some(()),
+                Command::Resume => {
+                    self.tell_of_the_pause();
+                    return Some(());
+                }
                 Command::Save(msrs, reply) => {
                     let state = VcpuState::save(&self.shared.vm, &self.vcpu, self.id, &msrs);
                     // Whoever asked is waiting.
                     let _ = reply.send(state);
                 }
             }
+        }
+    }
+
+    /// Time has gone on while the vCPU was parked. The guest's watchdog is told that it was stopped, and does not take it for
+    /// a processor that hangs (KVM API document, `KVM_KVMCLOCK_CTRL`; EINVAL: this guest has no kvm-clock).
+    fn tell_of_the_pause(&self) {
+        match self.vcpu.kvmclock_ctrl() {
+            Err(error) if error.errno() != libc::EINVAL => {
+                log::warn!("vCPU {}: KVM_KVMCLOCK_CTRL: {error}", self.id);
+            }
+            _ => {}
         }
     }
 }
