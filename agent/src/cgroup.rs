@@ -98,6 +98,20 @@ impl Cgroup {
         Ok(found)
     }
 
+    /// The text of one of its files; nothing if a controller does not have it.
+    ///
+    /// # Errors
+    /// A cgroup that is gone, or a file that cannot be read.
+    pub(crate) fn read(&self, file: &str) -> Result<String, Error> {
+        let path = self.folder.join(file);
+        match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.folder.exists() => {
+                Ok(String::new())
+            }
+            outcome => outcome.map_err(failed("read", &path)),
+        }
+    }
+
     /// Kills every process in it, those of other PID namespaces too.
     pub(crate) fn kill(&self) -> Result<(), Error> {
         let kill = self.folder.join("cgroup.kill");

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use forkvm_api::agent::{CreateRequest, ExecRequest};
+use forkvm_api::agent::{CreateRequest, ExecRequest, StatsResponse};
 use libcontainer::container::Container as Runtime;
 use oci_spec::runtime::Capability;
 
@@ -19,6 +19,7 @@ use crate::{
     reaper::Reaper,
     report::{self, Request},
     spec::{self, Template},
+    stats,
     stdio::{self, Connections, Owner},
     streams::Streams,
 };
@@ -356,6 +357,11 @@ impl Container {
                 .unwrap_or_default()
         };
         Ok(pids.into_iter().map(|pid| (pid, name(pid))).collect())
+    }
+
+    /// What its cgroup has used.
+    pub(crate) fn stats(&self) -> Result<StatsResponse, Error> {
+        Ok(stats::of(&self.cgroup)?)
     }
 
     /// Forgets an exec that has ended.

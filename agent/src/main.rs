@@ -24,6 +24,7 @@ mod sandbox;
 mod serve;
 mod service;
 mod spec;
+mod stats;
 mod stdio;
 mod streams;
 mod warm_up;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use forkvm_api::agent::{CreateRequest, ExecRequest, Identity};
+use forkvm_api::agent::{CreateRequest, ExecRequest, Identity, StatsResponse};
 
 use crate::{
     container::{self, Container},
@@ -193,6 +193,10 @@ impl Sandbox {
 
     pub(crate) fn processes(&self, id: &str) -> Result<Vec<(u32, String)>, Error> {
         Ok(self.container(id)?.processes()?)
+    }
+
+    pub(crate) fn stats(&self, id: &str) -> Result<StatsResponse, Error> {
+        Ok(self.container(id)?.stats()?)
     }
 
     pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<(), Error> {

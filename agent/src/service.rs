@@ -208,6 +208,14 @@ impl agent_ttrpc::Agent for Service {
             .map_err(status)?;
         Ok(api::ResizePtyResponse::default())
     }
+
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        request: api::StatsRequest,
+    ) -> ttrpc::Result<api::StatsResponse> {
+        self.sandbox.stats(&request.container_id).map_err(status)
+    }
 }
 
 #[cfg(test)]

@@ -40,6 +40,25 @@ async fn nothing_but_an_identity_is_taken_first() {
 }
 
 #[tokio::test]
+async fn what_a_container_has_used_is_told() {
+    let guest = Guest::identified().await;
+    let (code, _) = status(guest.stats("one").await.unwrap_err());
+    assert_eq!(code, Code::NOT_FOUND);
+    // No limits: which controllers there are is this machine's affair. The end-to-end table has a container with limits.
+    let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
+    guest
+        .create("one", &spec, Streams::default())
+        .await
+        .unwrap();
+    guest.run("one").await.unwrap();
+    let stats = guest.stats("one").await.unwrap();
+    assert!(stats.cpu_stat["usage_usec"] > 0);
+    assert!(stats.memory_total > 0);
+    guest.signal("one", "", 9, false).await.unwrap();
+    guest.wait("one", "").await.unwrap();
+}
+
+#[tokio::test]
 async fn standard_input_ends_with_the_half_close_only() {
     let guest = Guest::identified().await;
     let spec = spec(&guest.rootfs(), &["sh", "-c", "cat; echo end"]);

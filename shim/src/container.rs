@@ -10,6 +10,7 @@ use std::{
 };
 
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
+use forkvm_api::agent::StatsResponse;
 use protobuf::well_known_types::timestamp::Timestamp;
 use tokio::time::timeout;
 
@@ -21,11 +22,13 @@ use crate::{
 };
 
 mod ends;
+pub(crate) mod pause;
 pub(crate) mod phase;
 mod process;
 #[cfg(test)]
 mod tests;
 
+use pause::Motion;
 use phase::Phase;
 pub(crate) use process::Process;
 
@@ -81,6 +84,7 @@ pub(crate) enum Error {
 pub(crate) struct Status {
     pub(crate) pid: u32,
     pub(crate) phase: Phase,
+    pub(crate) motion: Motion,
     pub(crate) stdio: Stdio,
 }
 
@@ -101,6 +105,9 @@ pub(crate) struct Container {
     execs: Mutex<BTreeMap<String, Arc<Process>>>,
     /// Ids of stream connections, unique in the machine; 0 means no stream.
     next_stream: AtomicU64,
+    motion: Mutex<Motion>,
+    /// What the container had used when it was paused.
+    at_pause: Mutex<Option<StatsResponse>>,
 }
 
 impl Container {
@@ -119,6 +126,8 @@ impl Container {
             events,
             execs: Mutex::default(),
             next_stream: AtomicU64::new(1),
+            motion: Mutex::default(),
+            at_pause: Mutex::default(),
         });
         let names = container.open_streams(&container.init).await?;
         container.machine.create(names).await?;
@@ -190,6 +199,7 @@ impl Container {
         Ok(Status {
             pid: state.pid,
             phase: state.phase,
+            motion: self.motion(),
             stdio: process.stdio.clone(),
         })
     }
@@ -212,6 +222,7 @@ impl Container {
     /// Starts the init process or an exec; answers its PID.
     pub(crate) async fn start(self: &Arc<Self>, exec_id: &str) -> Result<u32, AnyError> {
         let process = self.process(exec_id)?;
+        self.moves("start", &self.name(&process))?;
         {
             let mut state = process.state();
             if !state.phase.start() {
@@ -272,6 +283,7 @@ impl Container {
         if phase.exit().is_some() {
             return Err(self.wrong_state("exec in", &self.init, phase));
         }
+        self.moves("exec in", &self.id)?;
         if exec_id.is_empty() {
             return Err(Error::Invalid("exec needs an id".to_owned()));
         }
@@ -315,13 +327,35 @@ impl Container {
             }
             Phase::Created | Phase::Starting(_) | Phase::Running => {}
         }
+        let paused = self.motion() != Motion::Running;
         if exec_id.is_empty() && signal == SIGKILL {
+            if paused {
+                // A guest that stands still takes no signal, and this one must not wait.
+                self.machine.kill();
+                return Ok(());
+            }
             return Ok(self.kill_init(all).await?);
+        }
+        if paused {
+            self.signal_later(process, signal, all);
+            return Ok(());
         }
         tokio::select! {
             answer = self.machine.signal(exec_id, signal, all) => Ok(answer?),
             _ = machine::ended(&*self.machine) => Err(Error::Finished(self.name(&process)).into()),
         }
+    }
+
+    /// Signals a process of a paused container: as under runc the signal waits until the container is resumed.
+    fn signal_later(self: &Arc<Self>, process: Arc<Process>, signal: u32, all: bool) {
+        let container = Arc::clone(self);
+        tokio::spawn(async move {
+            let sent = container.machine.signal(&process.exec_id, signal, all);
+            if let Err(error) = sent.await {
+                let name = container.name(&process);
+                log::warn!("signal {signal} to process {name}: {error}");
+            }
+        });
     }
 
     async fn kill_init(self: &Arc<Self>, all: bool) -> Result<(), machine::Error> {
@@ -377,12 +411,42 @@ impl Container {
             pid: self.pid(),
             exec_id: String::new(),
         }];
-        let others = self.machine.processes().await?;
+        let others = if self.motion() == Motion::Running {
+            self.machine.processes().await?
+        } else {
+            // The guest cannot be asked. What the shim has started is there still.
+            self.started_execs()
+        };
         processes.extend(others.into_iter().map(|process| GuestProcess {
             pid: process.pid.saturating_add(GUEST_PID_BASE),
             ..process
         }));
         Ok(processes)
+    }
+
+    /// What the container has used.
+    pub(crate) async fn stats(&self) -> Result<StatsResponse, AnyError> {
+        if self.init.state().phase.exit().is_some() {
+            return Err(Error::Finished(self.id.clone()).into());
+        }
+        match self.stats_at_pause() {
+            // Nothing has been used since.
+            Some(stats) => Ok(stats),
+            None => Ok(self.machine.stats().await?),
+        }
+    }
+
+    /// The execs that run, by the guest's PIDs.
+    fn started_execs(&self) -> Vec<GuestProcess> {
+        let execs = self.execs();
+        let running = execs.values().filter_map(|process| {
+            let state = process.state();
+            (state.phase == Phase::Running).then(|| GuestProcess {
+                pid: state.pid - GUEST_PID_BASE,
+                exec_id: process.exec_id.clone(),
+            })
+        });
+        running.collect()
     }
 
     /// Ends a process's stdin behind what its client has written.
@@ -398,7 +462,7 @@ impl Container {
 
     /// Sets the size of a process's terminal, at once or when it is started.
     pub(crate) async fn resize(
-        &self,
+        self: &Arc<Self>,
         exec_id: &str,
         rows: u32,
         columns: u32,
@@ -414,6 +478,12 @@ impl Container {
         };
         match phase {
             Phase::Created if !exec_id.is_empty() => Ok(()),
+            Phase::Created | Phase::Starting(_) | Phase::Running
+                if self.motion() != Motion::Running =>
+            {
+                self.resize_later(process, rows, columns);
+                Ok(())
+            }
             Phase::Created | Phase::Starting(_) | Phase::Running => {
                 Ok(self.machine.resize(exec_id, rows, columns).await?)
             }
@@ -421,6 +491,17 @@ impl Container {
                 Err(Error::Finished(self.name(&process)).into())
             }
         }
+    }
+
+    /// The guest of a paused container hears of it when it is resumed.
+    fn resize_later(self: &Arc<Self>, process: Arc<Process>, rows: u32, columns: u32) {
+        let container = Arc::clone(self);
+        tokio::spawn(async move {
+            let resized = container.machine.resize(&process.exec_id, rows, columns);
+            if let Err(error) = resized.await {
+                log::warn!("terminal of process {}: {error}", container.name(&process));
+            }
+        });
     }
 
     /// Removes an ended exec, or the ended container with its machine.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::Mount;
-use forkvm_api::agent::Streams;
+use forkvm_api::agent::{StatsResponse, Streams};
 use tokio::{net::UnixStream, sync::watch};
 use ttrpc::Code;
 
@@ -98,8 +98,14 @@ pub(crate) trait Machine: Send + Sync {
     async fn delete_exec(&self, exec_id: &str) -> Result<(), Error>;
     /// The container's processes but for the init process. Bounded: an error after two seconds.
     async fn processes(&self) -> Result<Vec<GuestProcess>, Error>;
+    /// What the container has used. Bounded: an error after two seconds.
+    async fn stats(&self) -> Result<StatsResponse, Error>;
     /// Sets the size of a process's terminal.
     async fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), Error>;
+    /// Stops the processors. Does not ask the guest.
+    async fn pause(&self) -> Result<(), Error>;
+    /// Lets them go on.
+    async fn resume(&self) -> Result<(), Error>;
     /// The container has ended: the guest flushes what it holds for the container's files, and the machine is killed, without
     /// waiting for its end. Bounded: a guest that does not answer is killed all the same.
     async fn retire(&self);

@@ -27,6 +27,7 @@ mod rootfs;
 mod run_state;
 mod service;
 mod spec;
+mod stats;
 mod streams;
 mod timings;
 mod vm;

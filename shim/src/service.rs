@@ -26,10 +26,11 @@ use tokio::sync::watch;
 use ttrpc::r#async::{Service as Methods, TtrpcContext};
 
 use crate::{
-    container::{Container, Error as ContainerError, phase::Phase},
+    container::{Container, Error as ContainerError, pause::Motion, phase::Phase},
     error::Error,
     events::Events,
     machine::{Backend, Exit, Request},
+    stats,
     streams::Stdio,
 };
 
@@ -205,7 +206,11 @@ impl Service {
             terminal: status.stdio.terminal,
             status: match status.phase {
                 Phase::Created | Phase::Starting(_) => Status::CREATED,
-                Phase::Running => Status::RUNNING,
+                Phase::Running => match status.motion {
+                    Motion::Running => Status::RUNNING,
+                    Motion::Pausing => Status::PAUSING,
+                    Motion::Paused | Motion::Resuming => Status::PAUSED,
+                },
                 Phase::Stopped(_) | Phase::Deleting(_) => Status::STOPPED,
             }
             .into(),
@@ -271,11 +276,13 @@ impl Task for Service {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        self.unimplemented(&request.id, "pause")
+        self.container(&request.id)?.pause().await?;
+        Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        self.unimplemented(&request.id, "resume")
+        self.container(&request.id)?.resume().await?;
+        Ok(Empty::new())
     }
 
     async fn checkpoint(
@@ -349,7 +356,13 @@ impl Task for Service {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        self.unimplemented(&request.id, "stats")
+        let used = self.container(&request.id)?.stats().await?;
+        let packed =
+            stats::packed(&used).map_err(|error| ttrpc::Error::Others(error.to_string()))?;
+        Ok(StatsResponse {
+            stats: Some(packed).into(),
+            ..Default::default()
+        })
     }
 
     async fn connect(

@@ -43,7 +43,7 @@ use footprint::Footprint;
 pub(crate) use launch::Launcher;
 use monitor::Monitor;
 
-/// How long the guest may take to list its processes.
+/// How long the guest may take to list its processes, or to count what they use.
 const LIST: Duration = Duration::from_secs(2);
 
 /// How long the guest may take to remove the container before its machine is killed.
@@ -228,6 +228,19 @@ impl Vm {
     }
 }
 
+/// An answer that clients do not wait long for.
+async fn soon<T>(
+    call: &'static str,
+    answer: impl Future<Output = Result<T, MachineError>>,
+) -> Result<T, MachineError> {
+    timeout(LIST, answer)
+        .await
+        .map_err(|_| MachineError::Late {
+            call,
+            seconds: LIST.as_secs(),
+        })?
+}
+
 fn guest_error(call: &'static str, error: ttrpc::Error) -> MachineError {
     match error {
         ttrpc::Error::RpcStatus(status) => MachineError::Guest {
@@ -403,12 +416,7 @@ impl Machine for Vm {
             ..Default::default()
         };
         let asked = self.call("pids", self.agent.pids(no_limit(), &request));
-        let answer = timeout(LIST, asked)
-            .await
-            .map_err(|_| MachineError::Late {
-                call: "pids",
-                seconds: LIST.as_secs(),
-            })??;
+        let answer = soon("pids", asked).await?;
         let init = self.init_pid.load(Ordering::Relaxed);
         let others = answer.processes.into_iter().filter(|p| p.pid != init);
         Ok(others
@@ -417,6 +425,15 @@ impl Machine for Vm {
                 exec_id: p.exec_id,
             })
             .collect())
+    }
+
+    async fn stats(&self) -> Result<agent::StatsResponse, MachineError> {
+        let request = agent::StatsRequest {
+            container_id: self.id.clone(),
+            ..Default::default()
+        };
+        let asked = self.call("stats", self.agent.stats(no_limit(), &request));
+        soon("stats", asked).await
     }
 
     async fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), MachineError> {
@@ -430,6 +447,14 @@ impl Machine for Vm {
         self.call("resize", self.agent.resize_pty(no_limit(), &request))
             .await
             .map(drop)
+    }
+
+    async fn pause(&self) -> Result<(), MachineError> {
+        self.monitor.pause().await
+    }
+
+    async fn resume(&self) -> Result<(), MachineError> {
+        self.monitor.resume().await
     }
 
     fn kill(&self) {

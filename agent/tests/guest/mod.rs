@@ -275,6 +275,16 @@ impl Guest {
             .map(|_| ())
     }
 
+    pub(crate) async fn stats(&self, id: &str) -> ttrpc::Result<forkvm_api::agent::StatsResponse> {
+        let request = forkvm_api::agent::StatsRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        self.client
+            .stats(context::with_duration(MINUTE), &request)
+            .await
+    }
+
     pub(crate) async fn pids(&self, id: &str) -> ttrpc::Result<Vec<(u32, String)>> {
         let request = forkvm_api::agent::PidsRequest {
             container_id: id.to_owned(),

@@ -16,6 +16,8 @@ use tokio::{
 use super::*;
 use crate::machine::mock::{Guest, Mock, PID};
 
+mod pause;
+
 struct Test {
     container: Arc<Container>,
     mock: Arc<Mock>,

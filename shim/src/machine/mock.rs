@@ -83,7 +83,12 @@ pub(crate) struct Mock {
     pub(crate) destroyed: AtomicU32,
     /// How often its end was brought about.
     pub(crate) retired: AtomicU32,
-    /// The next `destroy` fails.
+    /// What its processors were told: whether to stand still.
+    pub(crate) paused: Mutex<Vec<bool>>,
+    /// `pause` and `resume` wait for this while it is set.
+    pub(crate) hold_pause: AtomicBool,
+    pub(crate) release_pause: Notify,
+    /// The next `destroy`, `pause` or `resume` fails.
     pub(crate) stuck: AtomicBool,
     ended: watch::Sender<Option<String>>,
 }
@@ -108,6 +113,17 @@ impl Mock {
             status,
             at: SystemTime::now(),
         }));
+    }
+
+    async fn stand(&self, still: bool) -> Result<(), Error> {
+        self.paused.lock().unwrap().push(still);
+        if self.hold_pause.load(Ordering::Relaxed) {
+            self.release_pause.notified().await;
+        }
+        if self.stuck.swap(false, Ordering::Relaxed) {
+            return Err(Error::Io(std::io::Error::other("stuck")));
+        }
+        Ok(())
     }
 
     async fn answer<T>(&self, value: T) -> Result<T, Error> {
@@ -205,8 +221,25 @@ impl Machine for Mock {
         self.answer(list).await
     }
 
+    async fn stats(&self) -> Result<StatsResponse, Error> {
+        self.answer(StatsResponse {
+            memory_total: 1 << 30,
+            cpu_stat: [("usage_usec".to_owned(), 42)].into(),
+            ..Default::default()
+        })
+        .await
+    }
+
     async fn resize(&self, _: &str, _: u32, _: u32) -> Result<(), Error> {
         self.answer(()).await
+    }
+
+    async fn pause(&self) -> Result<(), Error> {
+        self.stand(true).await
+    }
+
+    async fn resume(&self) -> Result<(), Error> {
+        self.stand(false).await
     }
 
     async fn retire(&self) {

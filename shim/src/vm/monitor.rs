@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{Error, spawn::spawn};
-use crate::{fault::Fault, reaper::Reaper, run_state::start_time};
+use crate::{fault::Fault, machine, reaper::Reaper, run_state::start_time};
 
 /// Longer lines of the monitor's log are cut.
 const LONGEST_LINE: usize = 4096;
@@ -43,6 +43,7 @@ struct Progress {
     failed: Option<(String, FailureKind)>,
     stopped: Option<String>,
     written: Option<Written>,
+    paused: bool,
 }
 
 /// The control socket, as tokio waits for it.
@@ -196,6 +197,29 @@ impl Monitor {
         told.ok()?.written.clone()
     }
 
+    /// Stops the machine's processors.
+    pub(super) async fn pause(&self) -> Result<(), machine::Error> {
+        self.move_on(&Request::Pause, true).await
+    }
+
+    /// Lets them go on.
+    pub(super) async fn resume(&self) -> Result<(), machine::Error> {
+        self.move_on(&Request::Resume, false).await
+    }
+
+    async fn move_on(&self, request: &Request, paused: bool) -> Result<(), machine::Error> {
+        let mut progress = self.progress.clone();
+        let moved = match self.send(request, &[]).await {
+            Ok(()) => progress.wait_for(|it| it.paused == paused).await.is_ok(),
+            Err(_) => false,
+        };
+        if moved {
+            return Ok(());
+        }
+        // The control socket was closed: the process is ending.
+        Err(machine::Error::Ended(self.wait_ended().await))
+    }
+
     /// Kills the process.
     pub(super) fn kill(&self) {
         // It may have ended already, which is all that is wanted.
@@ -242,7 +266,9 @@ async fn receive(socket: Arc<AsyncFd<Control>>, progress: watch::Sender<Progress
             Event::Failed { kind, message } => progress.failed = Some((message, kind)),
             Event::Stopped { reason } => progress.stopped = Some(reason),
             Event::Written(written) => progress.written = Some(written),
-            Event::Frozen(_) | Event::Progress { .. } | Event::Paused | Event::Resumed => {}
+            Event::Paused => progress.paused = true,
+            Event::Resumed => progress.paused = false,
+            Event::Frozen(_) | Event::Progress { .. } => {}
         });
     }
 }

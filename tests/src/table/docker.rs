@@ -72,6 +72,7 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("docker/lifecycle", lifecycle),
         scenario("docker/kill-and-rm-by-force", kill_and_remove),
         scenario("docker/restart-keeps-the-root", restart),
+        scenario("docker/pause-and-unpause", pause),
         scenario("docker/attach", attach),
         scenario("docker/forwards-its-own-signals", forwarded_signal),
     ]
@@ -190,6 +191,23 @@ fn restart(scene: &Scene<'_>) -> Result<(), Failure> {
     ensure(logs == "first\nagain\n", || {
         format!("docker logs says {logs:?}")
     })?;
+    scene.ok(["docker", "rm", "--force", &id]).map(drop)
+}
+
+fn pause(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = scene.detach(&docker(BUSYBOX).command(["sleep", "1000"]))?;
+    scene.check_kernel(Client::Docker, &id)?;
+    scene.ok(["docker", "pause", &id])?;
+    let state = inspect(scene, &id, "{{.State.Status}} {{.State.Paused}}")?;
+    ensure(state == "paused true", || {
+        format!("docker inspect says {state}")
+    })?;
+    let output = scene.host(["docker", "exec", &id, "true"])?.exits(1)?;
+    super::tasks::expect_error(&output, &["is paused"])?;
+    scene.ok(["docker", "unpause", &id])?;
+    scene.exec(Client::Docker, &id, ["true"])?.exits(0)?;
+    // Docker resumes by itself what it removes by force.
+    scene.ok(["docker", "pause", &id])?;
     scene.ok(["docker", "rm", "--force", &id]).map(drop)
 }
 

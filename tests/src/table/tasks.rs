@@ -27,10 +27,9 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("task/a-name-is-taken-once", same_name),
         scenario("task/events-in-order", events),
         scenario("task/four-at-once", four_at_once),
-        scenario("task/pause-says-that-it-is-not-there", pause)
-            .forkvm_only("runc pauses; forkvm does not yet and has to say so"),
-        scenario("task/metrics-say-that-they-are-not-there", metrics)
-            .forkvm_only("runc has metrics; forkvm does not yet and has to say so"),
+        scenario("task/pause-and-resume", pause),
+        scenario("task/kill-9-reaches-a-paused-one", kill_paused),
+        scenario("task/metrics", metrics),
     ]
 }
 
@@ -293,19 +292,95 @@ fn four_at_once(scene: &Scene<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The container finds that it stood still: its clock went on.
 fn pause(scene: &Scene<'_>) -> Result<(), Failure> {
-    let id = sleeper(scene)?;
+    let script = "last=$(date +%s); echo ready
+        while now=$(date +%s); [ $((now - last)) -lt 3 ]; do last=$now; done
+        echo stood still; exit 7";
+    let container = ctr(BUSYBOX).sh(script).exits(7);
+    let (id, running) = scene.start(&container)?;
+    running.line("ready", scene.deadline())?;
+    scene.ok(["ctr", "task", "pause", &id])?;
+    expect_status(scene, &id, "PAUSED")?;
+    let output = scene.exec(Client::Ctr, &id, ["true"])?.exits(1)?;
+    expect_error(&output, &["exec", "paused"])?;
     let output = scene.host(["ctr", "task", "pause", &id])?.exits(1)?;
-    expect_error(&output, &["pause", "not"])?;
-    scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
+    expect_error(&output, &["pause", "paused"])?;
+    // What is looked at is that time passes.
+    scene.ok(["sleep", "5"])?;
+    scene.ok(["ctr", "task", "resume", &id])?;
+    running.line("stood still", scene.deadline())?;
+    scene
+        .finish(&container.stdout("ready\nstood still\n"), running)
+        .map(drop)
 }
 
+fn expect_status(scene: &Scene<'_>, id: &str, status: &str) -> Result<(), Failure> {
+    let output = scene.ok(["ctr", "task", "ls"])?;
+    let has = |line: &&str| line.split_whitespace().next() == Some(id);
+    let text = output.text();
+    ensure(
+        text.lines()
+            .find(has)
+            .is_some_and(|line| line.ends_with(status)),
+        || format!("{id} is not {status} in:\n{text}"),
+    )
+}
+
+fn kill_paused(scene: &Scene<'_>) -> Result<(), Failure> {
+    let container = waiting("").exits(137);
+    let (id, running) = scene.start(&container)?;
+    running.line("ready", scene.deadline())?;
+    scene.ok(["ctr", "task", "pause", &id])?;
+    scene.ok(["ctr", "task", "kill", "--signal", "SIGKILL", &id])?;
+    scene.finish(&container, running).map(drop)
+}
+
+/// Values of `ctr task metrics` by their names.
+fn metric(scene: &Scene<'_>, id: &str, name: &str) -> Result<u64, Failure> {
+    let output = scene.ok(["ctr", "task", "metrics", id])?;
+    let text = output.text();
+    let value = text.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some(name)).then(|| words.next()?.parse().ok())?
+    });
+    value.ok_or_else(|| Failure::new(format!("there is no {name} in:\n{text}")))
+}
+
+/// A container of three processes has used what its work takes, and no more than its limit.
 fn metrics(scene: &Scene<'_>) -> Result<(), Failure> {
-    let id = sleeper(scene)?;
-    let output = scene.host(["ctr", "task", "metrics", &id])?.exits(1)?;
-    // containerd asks the shim, keeps its "unimplemented" to itself and has nothing to show.
-    expect_error(&output, &["no metrics"])?;
-    scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
+    let script = "dd if=/dev/zero of=/dev/shm/held bs=1M count=20 2>/dev/null
+        i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done
+        sleep 1000 & sleep 1000 & echo ready; wait";
+    let container = ctr(BUSYBOX)
+        .option(&["--memory-limit", "67108864"])
+        .sh(script)
+        .exits(137);
+    let (id, running) = scene.start(&container)?;
+    running.line("ready", scene.deadline())?;
+    let exact = [("memory.usage_limit", 67_108_864), ("pids.current", 3)];
+    for (name, expected) in exact {
+        let value = metric(scene, &id, name)?;
+        ensure(value == expected, || {
+            format!("{name} is {value}, not {expected}")
+        })?;
+    }
+    let bounds = [
+        ("memory.usage", 20 << 20, 64 << 20),
+        ("cpu.usage_usec", 1000, 100_000_000),
+    ];
+    for (name, least, most) in bounds {
+        let value = metric(scene, &id, name)?;
+        ensure((least..=most).contains(&value), || {
+            format!("{name} is {value}, not between {least} and {most}")
+        })?;
+    }
+    // What a paused container has used is known too.
+    scene.ok(["ctr", "task", "pause", &id])?;
+    metric(scene, &id, "pids.current")?;
+    scene.ok(["ctr", "task", "resume", &id])?;
+    scene.ok(["ctr", "task", "kill", "--signal", "SIGKILL", &id])?;
+    scene.finish(&container, running).map(drop)
 }
 
 fn expect(output: &Output, stdout: &str, stderr: &str) -> Result<(), Failure> {
