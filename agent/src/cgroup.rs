@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use libcgroups::common::{CgroupConfig, CgroupManager as _, ControllerOpt, create_cgroup_manager};
+use oci_spec::runtime::LinuxResources;
 use tokio::io::Interest;
 
 use crate::channel;
@@ -25,6 +27,8 @@ pub(crate) enum Error {
         path: PathBuf,
         source: io::Error,
     },
+    #[error("cgroup: {0}")]
+    Limits(String),
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -96,6 +100,29 @@ impl Cgroup {
         found.sort_unstable();
         found.dedup();
         Ok(found)
+    }
+
+    /// Sets its limits, and the rules for devices, to those of `resources`.
+    ///
+    /// # Errors
+    /// Limits that contradict each other, or that the kernel refuses.
+    pub(crate) fn limit(&self, resources: &LinuxResources) -> Result<(), Error> {
+        let refused = |error: &dyn std::fmt::Display| Error::Limits(error.to_string());
+        let path = Path::new("/").join(self.folder.strip_prefix(ROOT).unwrap_or(&self.folder));
+        let config = CgroupConfig {
+            cgroup_path: path,
+            systemd_cgroup: false,
+            container_name: String::new(),
+        };
+        let cgroup = create_cgroup_manager(config).map_err(|error| refused(&error))?;
+        cgroup
+            .apply(&ControllerOpt {
+                resources,
+                disable_oom_killer: false,
+                oom_score_adj: None,
+                freezer_state: None,
+            })
+            .map_err(|error| refused(&error))
     }
 
     /// The text of one of its files; nothing if a controller does not have it.

@@ -359,6 +359,14 @@ impl Container {
         Ok(pids.into_iter().map(|pid| (pid, name(pid))).collect())
     }
 
+    /// Sets the limits of its cgroup. Lowering that of memory may take as long as giving memory back does.
+    pub(crate) async fn update(&self, resources: &[u8]) -> Result<(), Error> {
+        let resources = serde_json::from_slice(resources).map_err(spec::Error::Parse)?;
+        let cgroup = self.cgroup.clone();
+        let limited = tokio::task::spawn_blocking(move || cgroup.limit(&resources)).await;
+        Ok(limited.map_err(|error| cgroup::Error::Limits(error.to_string()))??)
+    }
+
     /// What its cgroup has used.
     pub(crate) fn stats(&self) -> Result<StatsResponse, Error> {
         Ok(stats::of(&self.cgroup)?)

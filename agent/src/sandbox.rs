@@ -195,6 +195,10 @@ impl Sandbox {
         Ok(self.container(id)?.processes()?)
     }
 
+    pub(crate) async fn update(&self, id: &str, resources: &[u8]) -> Result<(), Error> {
+        Ok(self.container(id)?.update(resources).await?)
+    }
+
     pub(crate) fn stats(&self, id: &str) -> Result<StatsResponse, Error> {
         Ok(self.container(id)?.stats()?)
     }

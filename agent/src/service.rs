@@ -10,7 +10,7 @@ use forkvm_api::{agent as api, agent_ttrpc};
 use ttrpc::{Code, r#async::TtrpcContext};
 
 use crate::{
-    container, identity, launch, process,
+    cgroup, container, identity, launch, process,
     sandbox::{Error, Sandbox},
     stdio,
 };
@@ -37,6 +37,7 @@ fn container_code(error: &container::Error) -> Code {
     use container::Error as E;
     match error {
         E::Spec(_) | E::ExecId(_) => Code::INVALID_ARGUMENT,
+        E::Cgroup(cgroup::Error::Limits(_)) => Code::INVALID_ARGUMENT,
         E::Streams(stdio::Error::Stream(_)) => Code::DEADLINE_EXCEEDED,
         E::State { .. } | E::StillRuns(_) => Code::FAILED_PRECONDITION,
         E::ExecExists(_) => Code::ALREADY_EXISTS,
@@ -207,6 +208,18 @@ impl agent_ttrpc::Agent for Service {
             .resize(&request.container_id, &request.exec_id, rows, columns)
             .map_err(status)?;
         Ok(api::ResizePtyResponse::default())
+    }
+
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: api::UpdateRequest,
+    ) -> ttrpc::Result<api::UpdateResponse> {
+        self.sandbox
+            .update(&request.container_id, &request.resources)
+            .await
+            .map_err(status)?;
+        Ok(api::UpdateResponse::default())
     }
 
     async fn stats(

@@ -77,6 +77,64 @@ pub enum TooLarge {
     },
 }
 
+/// A container that is to get more than its machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DoesNotFit {
+    /// Of memory.
+    #[error(
+        "a memory limit of {asked} MiB in a machine of {has} MiB, of which a container can have {left}: start the \
+         container with that limit, for a larger one"
+    )]
+    Memory {
+        /// MiB, rounded up.
+        asked: u64,
+        /// The machine's memory in MiB.
+        has: u64,
+        /// What that leaves for a container, in MiB.
+        left: u64,
+    },
+    /// Of processors.
+    #[error(
+        "a processor limit of {asked} CPUs in a machine of {has}: start the container with that limit, for a larger one"
+    )]
+    Cpus {
+        /// CPUs, rounded up.
+        asked: u64,
+        /// The machine's vCPUs.
+        has: u8,
+    },
+}
+
+impl Class {
+    /// Whether a machine of this size has what a container is to get. No limit fits every machine.
+    ///
+    /// # Errors
+    /// [`DoesNotFit`].
+    pub fn holds(self, demand: &Demand) -> Result<(), DoesNotFit> {
+        let asked = demand.memory.unwrap_or(0).div_ceil(1 << 20);
+        let left = self.for_container();
+        if asked > left {
+            let has = self.memory_mib;
+            return Err(DoesNotFit::Memory { asked, has, left });
+        }
+        match demand.cpus() {
+            Some(asked) if asked > self.vcpus.into() => {
+                let has = self.vcpus;
+                Err(DoesNotFit::Cpus { asked, has })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Demand {
+    /// CPUs that the quota comes to, rounded up.
+    fn cpus(&self) -> Option<u64> {
+        let (quota, period) = self.quota?;
+        Some(quota.div_ceil(period.unwrap_or(PERIOD_US).max(1)))
+    }
+}
+
 impl Vm {
     /// The class of a container.
     ///
@@ -110,9 +168,7 @@ impl Vm {
 
     fn vcpus_for(&self, demand: &Demand) -> Result<u8, TooLarge> {
         let largest = self.max_vcpus.max(self.vcpus);
-        let quota = demand
-            .quota
-            .map(|(quota, period)| quota.div_ceil(period.unwrap_or(PERIOD_US).max(1)));
+        let quota = demand.cpus();
         if let Some(asked) = quota.filter(|asked| *asked > largest.into()) {
             return Err(TooLarge::Cpus { asked, largest });
         }

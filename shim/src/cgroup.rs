@@ -21,6 +21,9 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 /// of the guest, kernel memory of KVM. Added to a container's memory limit.
 pub(crate) const MEMORY_OVERHEAD: i64 = 64 << 20;
 
+/// OCI runtime specification, "Memory": no limit, said so.
+const NO_LIMIT: i64 = -1;
+
 /// Why a cgroup cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} the cgroup {path}: {message}")]
@@ -146,6 +149,12 @@ impl Cgroup {
         }
     }
 
+    /// Sets limits that have changed.
+    pub(crate) fn update(&self, limits: &LinuxResources) -> Result<(), Error> {
+        self.apply(&before_start(limits))?;
+        self.set_quota(limits)
+    }
+
     fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
         self.inner
             .apply(&ControllerOpt {
@@ -182,6 +191,9 @@ fn before_start(limits: &LinuxResources) -> LinuxResources {
             } else {
                 raised.set_swap(memory.swap());
             }
+        }
+        if memory.limit() == Some(NO_LIMIT) {
+            raised.set_limit(Some(NO_LIMIT));
         }
         before.set_memory(Some(raised));
     }
@@ -222,6 +234,13 @@ mod tests {
                 "pids":{"limit":10},"devices":[{"allow":false,"access":"rwm"}]}"#,
         )
         .unwrap()
+    }
+
+    #[test]
+    fn no_limit_is_passed_on() {
+        let limits = serde_json::from_str(r#"{"memory":{"limit":-1}}"#).unwrap();
+        let memory = before_start(&limits).memory().unwrap();
+        assert_eq!((memory.limit(), memory.swap()), (Some(-1), None));
     }
 
     #[test]

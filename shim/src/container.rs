@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::{
     error::Error as AnyError,
     events::Events,
-    machine::{self, Exit, GuestProcess, Machine, Request},
+    machine::{self, Exit, Machine, Request},
     streams::{self, Stdio},
 };
 
@@ -27,6 +27,7 @@ pub(crate) mod phase;
 mod process;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use pause::Motion;
 use phase::Phase;
@@ -346,18 +347,6 @@ impl Container {
         }
     }
 
-    /// Signals a process of a paused container: as under runc the signal waits until the container is resumed.
-    fn signal_later(self: &Arc<Self>, process: Arc<Process>, signal: u32, all: bool) {
-        let container = Arc::clone(self);
-        tokio::spawn(async move {
-            let sent = container.machine.signal(&process.exec_id, signal, all);
-            if let Err(error) = sent.await {
-                let name = container.name(&process);
-                log::warn!("signal {signal} to process {name}: {error}");
-            }
-        });
-    }
-
     async fn kill_init(self: &Arc<Self>, all: bool) -> Result<(), machine::Error> {
         match timeout(KILL_GRACE, self.machine.signal("", SIGKILL, all)).await {
             Ok(Ok(())) => {
@@ -399,54 +388,6 @@ impl Container {
             .exited()
             .await
             .ok_or_else(|| Error::NoContainer(self.id.clone()))
-    }
-
-    /// The container's processes: the init process under the task's PID, the others raised by
-    /// [`GUEST_PID_BASE`].
-    pub(crate) async fn pids(&self) -> Result<Vec<GuestProcess>, machine::Error> {
-        if self.init.state().phase.exit().is_some() {
-            return Ok(Vec::new());
-        }
-        let mut processes = vec![GuestProcess {
-            pid: self.pid(),
-            exec_id: String::new(),
-        }];
-        let others = if self.motion() == Motion::Running {
-            self.machine.processes().await?
-        } else {
-            // The guest cannot be asked. What the shim has started is there still.
-            self.started_execs()
-        };
-        processes.extend(others.into_iter().map(|process| GuestProcess {
-            pid: process.pid.saturating_add(GUEST_PID_BASE),
-            ..process
-        }));
-        Ok(processes)
-    }
-
-    /// What the container has used.
-    pub(crate) async fn stats(&self) -> Result<StatsResponse, AnyError> {
-        if self.init.state().phase.exit().is_some() {
-            return Err(Error::Finished(self.id.clone()).into());
-        }
-        match self.stats_at_pause() {
-            // Nothing has been used since.
-            Some(stats) => Ok(stats),
-            None => Ok(self.machine.stats().await?),
-        }
-    }
-
-    /// The execs that run, by the guest's PIDs.
-    fn started_execs(&self) -> Vec<GuestProcess> {
-        let execs = self.execs();
-        let running = execs.values().filter_map(|process| {
-            let state = process.state();
-            (state.phase == Phase::Running).then(|| GuestProcess {
-                pid: state.pid - GUEST_PID_BASE,
-                exec_id: process.exec_id.clone(),
-            })
-        });
-        running.collect()
     }
 
     /// Ends a process's stdin behind what its client has written.
@@ -491,17 +432,6 @@ impl Container {
                 Err(Error::Finished(self.name(&process)).into())
             }
         }
-    }
-
-    /// The guest of a paused container hears of it when it is resumed.
-    fn resize_later(self: &Arc<Self>, process: Arc<Process>, rows: u32, columns: u32) {
-        let container = Arc::clone(self);
-        tokio::spawn(async move {
-            let resized = container.machine.resize(&process.exec_id, rows, columns);
-            if let Err(error) = resized.await {
-                log::warn!("terminal of process {}: {error}", container.name(&process));
-            }
-        });
     }
 
     /// Removes an ended exec, or the ended container with its machine.

@@ -6,6 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::SystemTime};
 use async_trait::async_trait;
 use containerd_shim_protos::api::Mount;
 use forkvm_api::agent::{StatsResponse, Streams};
+use oci_spec::runtime::LinuxResources;
 use tokio::{net::UnixStream, sync::watch};
 use ttrpc::Code;
 
@@ -100,6 +101,8 @@ pub(crate) trait Machine: Send + Sync {
     async fn processes(&self) -> Result<Vec<GuestProcess>, Error>;
     /// What the container has used. Bounded: an error after two seconds.
     async fn stats(&self) -> Result<StatsResponse, Error>;
+    /// Changes what the container may use: what `change` names. Bounded.
+    async fn update(&self, change: &LinuxResources) -> Result<(), crate::error::Error>;
     /// Sets the size of a process's terminal.
     async fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), Error>;
     /// Stops the processors. Does not ask the guest.

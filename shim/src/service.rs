@@ -30,7 +30,7 @@ use crate::{
     error::Error,
     events::Events,
     machine::{Backend, Exit, Request},
-    stats,
+    spec, stats,
     streams::Stdio,
 };
 
@@ -339,7 +339,10 @@ impl Task for Service {
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        self.unimplemented(&request.id, "update")
+        let container = self.container(&request.id)?;
+        let change = spec::update::resources(&request.resources.value).map_err(Error::from)?;
+        container.update(&change).await?;
+        Ok(Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {

@@ -15,6 +15,7 @@ use oci_spec::runtime::{
 };
 
 mod demand;
+pub(crate) mod update;
 
 #[cfg(test)]
 mod tests;
@@ -381,7 +382,7 @@ fn bind_source(mount: &Mount) -> Result<PathBuf, Error> {
 
 /// Memory, process and processor shares act in the guest; processor quota, cpusets and block io
 /// act on the monitor (see `cgroup`).
-fn guest_resources(resources: &LinuxResources) -> LinuxResources {
+pub(crate) fn guest_resources(resources: &LinuxResources) -> LinuxResources {
     let mut guest = resources.clone();
     if let Some(mut cpu) = guest.cpu().clone() {
         cpu.set_quota(None);

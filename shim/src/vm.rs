@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use forkvm_api::{STREAM_PORT, agent, agent_ttrpc::AgentClient, points, stream};
 use forkvm_vmm::{control::FailureKind, template::Template};
-use oci_spec::runtime::ContainerState;
+use oci_spec::runtime::{ContainerState, LinuxResources};
 use tokio::{
     io::AsyncWriteExt as _,
     net::UnixStream,
@@ -21,7 +21,7 @@ use tokio::{
     task::spawn_blocking,
     time::timeout,
 };
-use ttrpc::{Code, context};
+use ttrpc::Code;
 
 use crate::{
     error::Error as AnyError,
@@ -33,6 +33,7 @@ use crate::{
 
 pub(crate) mod builder;
 mod footprint;
+mod guest;
 mod identity;
 mod launch;
 mod monitor;
@@ -40,8 +41,12 @@ mod origin;
 mod spawn;
 
 use footprint::Footprint;
+use guest::{guest_error, no_limit, within};
 pub(crate) use launch::Launcher;
 use monitor::Monitor;
+
+/// How long the guest may take to change limits: lowering that of memory takes as long as giving memory back does.
+const UPDATE: Duration = Duration::from_secs(10);
 
 /// How long the guest may take to list its processes, or to count what they use.
 const LIST: Duration = Duration::from_secs(2);
@@ -49,14 +54,8 @@ const LIST: Duration = Duration::from_secs(2);
 /// How long the guest may take to remove the container before its machine is killed.
 const REMOVE: Duration = Duration::from_secs(2);
 
-/// Most bytes of a text that the guest answers with: the sentence of an error, its causes and names of files.
-const MESSAGE: usize = 1024;
-
 /// How long a machine whose connections have ended may take to end itself, and to say why.
 const END: Duration = Duration::from_secs(2);
-
-/// Longest call to the agent that ttrpc can express: calls have limits of their own above this.
-const NO_LIMIT: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Why a machine does not run.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +119,8 @@ struct Vm {
     retired: OnceCell<()>,
     /// The template, if what this start writes to is to be kept for later ones.
     recording: Mutex<Option<Box<Template>>>,
+    /// What the container may use now.
+    resources: tokio::sync::Mutex<LinuxResources>,
     /// Held across the removal on purpose: a second one waits for the first.
     footprint: tokio::sync::Mutex<Footprint>,
 }
@@ -226,48 +227,6 @@ impl Vm {
             log::warn!("{error}");
         }
     }
-}
-
-/// An answer that clients do not wait long for.
-async fn soon<T>(
-    call: &'static str,
-    answer: impl Future<Output = Result<T, MachineError>>,
-) -> Result<T, MachineError> {
-    timeout(LIST, answer)
-        .await
-        .map_err(|_| MachineError::Late {
-            call,
-            seconds: LIST.as_secs(),
-        })?
-}
-
-fn guest_error(call: &'static str, error: ttrpc::Error) -> MachineError {
-    match error {
-        ttrpc::Error::RpcStatus(status) => MachineError::Guest {
-            call,
-            code: status.code(),
-            message: cut(status.message),
-        },
-        other => MachineError::Guest {
-            call,
-            code: Code::UNAVAILABLE,
-            message: other.to_string(),
-        },
-    }
-}
-
-/// The guest's text, for logs and clients, which are not its to fill.
-fn cut(mut message: String) -> String {
-    if message.len() > MESSAGE {
-        let end = (0..=MESSAGE).rev().find(|&at| message.is_char_boundary(at));
-        message.truncate(end.unwrap_or(0));
-        message.push_str(" [...]");
-    }
-    message
-}
-
-fn no_limit() -> context::Context {
-    context::with_duration(NO_LIMIT)
 }
 
 #[async_trait]
@@ -416,7 +375,7 @@ impl Machine for Vm {
             ..Default::default()
         };
         let asked = self.call("pids", self.agent.pids(no_limit(), &request));
-        let answer = soon("pids", asked).await?;
+        let answer = within(LIST, "pids", asked).await?;
         let init = self.init_pid.load(Ordering::Relaxed);
         let others = answer.processes.into_iter().filter(|p| p.pid != init);
         Ok(others
@@ -433,7 +392,31 @@ impl Machine for Vm {
             ..Default::default()
         };
         let asked = self.call("stats", self.agent.stats(no_limit(), &request));
-        soon("stats", asked).await
+        within(LIST, "stats", asked).await
+    }
+
+    async fn update(&self, change: &LinuxResources) -> Result<(), AnyError> {
+        // Held across on purpose: a second update waits for the first, and both are bounded.
+        let mut resources = self.resources.lock().await;
+        let wanted = spec::update::merged(&resources, change);
+        spec::update::fits(&wanted, self.plan.class)?;
+        let host_first = spec::update::raises_memory(&resources, &wanted);
+        if host_first {
+            self.footprint.lock().await.update(&wanted)?;
+        }
+        let in_guest = spec::guest_resources(&wanted);
+        let request = agent::UpdateRequest {
+            container_id: self.id.clone(),
+            resources: serde_json::to_vec(&in_guest).map_err(spec::Error::Encode)?,
+            ..Default::default()
+        };
+        let asked = self.call("update", self.agent.update(no_limit(), &request));
+        within(UPDATE, "update", asked).await?;
+        if !host_first {
+            self.footprint.lock().await.update(&wanted)?;
+        }
+        *resources = wanted;
+        Ok(())
     }
 
     async fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), MachineError> {
@@ -482,22 +465,5 @@ impl Machine for Vm {
             log::warn!("{error}");
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{MESSAGE, cut};
-
-    #[test]
-    fn the_guest_does_not_fill_the_log() {
-        assert_eq!(cut("no such file".to_owned()), "no such file");
-        // A character of three bytes lies across the bound.
-        let long = cut("\u{20ac}".repeat(MESSAGE));
-        assert!(
-            long.len() < MESSAGE + 10 && long.ends_with("\u{20ac} [...]"),
-            "{}",
-            long.len()
-        );
     }
 }

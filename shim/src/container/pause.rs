@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
 use forkvm_api::agent::StatsResponse;
 
-use super::{Container, Error, phase::Phase};
+use super::{Container, Error, Process, phase::Phase};
 use crate::{error::Error as AnyError, machine};
 
 /// Whether the machine's processors run.
@@ -105,6 +105,29 @@ impl Container {
             Ok(())
         })
         .await
+    }
+
+    /// Signals a process of a paused container: as under runc the signal waits until the container is resumed.
+    pub(super) fn signal_later(self: &Arc<Self>, process: Arc<Process>, signal: u32, all: bool) {
+        let container = Arc::clone(self);
+        tokio::spawn(async move {
+            let sent = container.machine.signal(&process.exec_id, signal, all);
+            if let Err(error) = sent.await {
+                let name = container.name(&process);
+                log::warn!("signal {signal} to process {name}: {error}");
+            }
+        });
+    }
+
+    /// The guest of a paused container hears of it when it is resumed.
+    pub(super) fn resize_later(self: &Arc<Self>, process: Arc<Process>, rows: u32, columns: u32) {
+        let container = Arc::clone(self);
+        tokio::spawn(async move {
+            let resized = container.machine.resize(&process.exec_id, rows, columns);
+            if let Err(error) = resized.await {
+                log::warn!("terminal of process {}: {error}", container.name(&process));
+            }
+        });
     }
 
     /// From one motion to the next: of two that ask at once, one is refused.

@@ -14,7 +14,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::machine::mock::{Guest, Mock, PID};
+use crate::machine::{
+    GuestProcess,
+    mock::{Guest, Mock, PID},
+};
 
 mod pause;
 
@@ -360,6 +363,8 @@ enum Call {
     Exit(usize, u32),
     Kill(usize),
     Delete(usize),
+    Pause,
+    Resume,
     MachineEnds,
 }
 
@@ -373,6 +378,8 @@ fn call() -> impl Strategy<Value = Call> {
         3 => (id.clone(), 0u32..256).prop_map(|(id, status)| Call::Exit(id, status)),
         1 => id.clone().prop_map(Call::Kill),
         2 => id.prop_map(Call::Delete),
+        2 => Just(Call::Pause),
+        2 => Just(Call::Resume),
         1 => Just(Call::MachineEnds),
     ]
 }
@@ -380,7 +387,8 @@ fn call() -> impl Strategy<Value = Call> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     /// Whatever order the calls come in: each process is announced to start before it is announced
-    /// to end, each at most once, and nothing of the container follows its deletion.
+    /// to end, each at most once, and nothing of the container follows its deletion. It is paused and resumed in turns, between
+    /// its start and its end.
     #[test]
     fn events_are_in_order_for_any_order_of_calls(calls in prop::collection::vec(call(), 0..30)) {
         let runtime =
@@ -404,6 +412,8 @@ proptest! {
                     Call::Delete(id) => {
                         deleted |= test.container.delete(IDS[id]).await.is_ok() && id == 0;
                     }
+                    Call::Pause => drop(test.container.pause().await),
+                    Call::Resume => drop(test.container.resume().await),
                     Call::MachineEnds => test.mock.kill(),
                     Call::Exec(_) | Call::Exit(..) => {}
                 }
@@ -417,6 +427,7 @@ proptest! {
             events
         });
         let mut seen: HashMap<(String, String), usize> = HashMap::new();
+        let mut paused = false;
         for (place, event) in topics.iter().enumerate() {
             let id = match event.topic.as_str() {
                 "/tasks/exit" => {
@@ -441,6 +452,13 @@ proptest! {
                 continue;
             }
             if topic == "/tasks/exit" && id != "c1" {
+                continue;
+            }
+            if topic == "/tasks/paused" || topic == "/tasks/resumed" {
+                let c1 = |topic: &str| (topic.to_owned(), "c1".to_owned());
+                prop_assert!(seen.contains_key(&c1("/tasks/start")) && !seen.contains_key(&c1("/tasks/exit")));
+                prop_assert_eq!(paused, topic == "/tasks/resumed");
+                paused = !paused;
                 continue;
             }
             prop_assert!(!seen.contains_key(&("/tasks/delete".into(), "c1".into())), "after delete: {}", topic);

@@ -83,6 +83,7 @@ pub(crate) struct Mock {
     pub(crate) destroyed: AtomicU32,
     /// How often its end was brought about.
     pub(crate) retired: AtomicU32,
+    pub(crate) updates: Mutex<Vec<LinuxResources>>,
     /// What its processors were told: whether to stand still.
     pub(crate) paused: Mutex<Vec<bool>>,
     /// `pause` and `resume` wait for this while it is set.
@@ -228,6 +229,11 @@ impl Machine for Mock {
             ..Default::default()
         })
         .await
+    }
+
+    async fn update(&self, change: &LinuxResources) -> Result<(), AnyError> {
+        self.updates.lock().unwrap().push(change.clone());
+        Ok(self.answer(()).await?)
     }
 
     async fn resize(&self, _: &str, _: u32, _: u32) -> Result<(), Error> {

@@ -253,41 +253,43 @@ async fn stats_are_metrics_of_cgroup_v2() {
 }
 
 #[tokio::test]
+async fn an_update_is_resources_of_the_oci_configuration() {
+    let test = serve().await;
+    test.create("c1").await.unwrap();
+    let mut request = UpdateTaskRequest {
+        id: "c1".into(),
+        ..Default::default()
+    };
+    request.resources.mut_or_insert_default().value = br#"{"cpu":{"shares":7}}"#.to_vec();
+    test.client.update(ctx(), &request).await.unwrap();
+    let updates = test.backend.machine().updates.lock().unwrap().clone();
+    assert_eq!(updates[0].cpu().as_ref().unwrap().shares(), Some(7));
+    request.resources.mut_or_insert_default().value = b"more".to_vec();
+    let (code, message) = code(test.client.update(ctx(), &request).await);
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert!(message.contains("the resources of the update"), "{message}");
+}
+
+#[tokio::test]
 async fn what_is_not_built_says_so_by_name() {
     let test = serve().await;
     test.create("c1").await.unwrap();
     let id = || "c1".to_owned();
     let client = &test.client;
-    let answers = [
-        (
-            "checkpoint",
-            code(
-                client
-                    .checkpoint(
-                        ctx(),
-                        &CheckpointTaskRequest {
-                            id: id(),
-                            ..Default::default()
-                        },
-                    )
-                    .await,
-            ),
+    let answers = [(
+        "checkpoint",
+        code(
+            client
+                .checkpoint(
+                    ctx(),
+                    &CheckpointTaskRequest {
+                        id: id(),
+                        ..Default::default()
+                    },
+                )
+                .await,
         ),
-        (
-            "update",
-            code(
-                client
-                    .update(
-                        ctx(),
-                        &UpdateTaskRequest {
-                            id: id(),
-                            ..Default::default()
-                        },
-                    )
-                    .await,
-            ),
-        ),
-    ];
+    )];
     for (name, (code, message)) in answers {
         assert_eq!(code, Code::UNIMPLEMENTED);
         assert_eq!(message, format!("{name} is not implemented by forkvm yet"));

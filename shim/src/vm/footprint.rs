@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use oci_spec::runtime::LinuxResources;
+
 use crate::{
     cgroup::{self, Cgroup},
     error::Error,
@@ -66,6 +68,14 @@ impl Footprint {
     pub(super) fn set_quota(&self, plan: &Plan) -> Result<(), cgroup::Error> {
         match &self.limits {
             Some(cgroup) => cgroup.set_quota(&plan.resources),
+            None => Ok(()),
+        }
+    }
+
+    /// Sets limits that have changed.
+    pub(super) fn update(&self, limits: &LinuxResources) -> Result<(), cgroup::Error> {
+        match &self.limits {
+            Some(cgroup) => cgroup.update(limits),
             None => Ok(()),
         }
     }

@@ -158,6 +158,7 @@ impl Launcher {
             bundle: request.bundle.clone(),
             monitor,
             agent,
+            resources: tokio::sync::Mutex::new(plan.resources.clone()),
             plan,
             mode: state.mode,
             timings: config.log.timings.clone(),

@@ -73,6 +73,8 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("docker/kill-and-rm-by-force", kill_and_remove),
         scenario("docker/restart-keeps-the-root", restart),
         scenario("docker/pause-and-unpause", pause),
+        scenario("docker/update", update),
+        scenario("docker/stats", stats),
         scenario("docker/attach", attach),
         scenario("docker/forwards-its-own-signals", forwarded_signal),
     ]
@@ -208,6 +210,88 @@ fn pause(scene: &Scene<'_>) -> Result<(), Failure> {
     scene.exec(Client::Docker, &id, ["true"])?.exits(0)?;
     // Docker resumes by itself what it removes by force.
     scene.ok(["docker", "pause", &id])?;
+    scene.ok(["docker", "rm", "--force", &id]).map(drop)
+}
+
+/// Limits change in a container that runs, in which they can be read.
+fn update(scene: &Scene<'_>) -> Result<(), Failure> {
+    let container = docker(BUSYBOX)
+        .option(&[
+            "--memory",
+            "64m",
+            "--memory-swap",
+            "64m",
+            "--pids-limit",
+            "100",
+        ])
+        .option(&["--cpu-shares", "512"]);
+    let id = scene.detach(&container.command(["sleep", "1000"]))?;
+    scene.check_kernel(Client::Docker, &id)?;
+    let limits = "cd /sys/fs/cgroup; cat memory.max memory.swap.max pids.max cpu.weight";
+    let read = || -> Result<Vec<String>, Failure> {
+        let output = scene.exec(Client::Docker, &id, ["sh", "-c", limits])?;
+        Ok(output.exits(0)?.text().lines().map(str::to_owned).collect())
+    };
+    let before = read()?;
+    ensure(before[..3] == ["67108864", "0", "100"], || {
+        format!("at first the limits are {before:?}")
+    })?;
+    scene.ok([
+        "docker",
+        "update",
+        "--memory",
+        "128m",
+        "--memory-swap",
+        "128m",
+        &id,
+    ])?;
+    scene.ok([
+        "docker",
+        "update",
+        "--pids-limit",
+        "50",
+        "--cpu-shares",
+        "2048",
+        &id,
+    ])?;
+    let after = read()?;
+    ensure(
+        after[..3] == ["134217728", "0", "50"] && after[3] != before[3],
+        || format!("then they are {after:?}, at first {before:?}"),
+    )?;
+    // Less than what is used is no error: memory is given back.
+    scene.ok([
+        "docker",
+        "update",
+        "--memory",
+        "32m",
+        "--memory-swap",
+        "32m",
+        &id,
+    ])?;
+    let lowered = read()?;
+    ensure(lowered[0] == "33554432", || {
+        format!("lowered, the limits are {lowered:?}")
+    })?;
+    // What a container must not use is so after an update too.
+    let device = "mknod /tmp/kmsg c 1 11 && head -c 1 /tmp/kmsg";
+    let refused = scene.exec(Client::Docker, &id, ["sh", "-c", device])?;
+    ensure(
+        refused.exits(1)?.error_text().contains("not permitted"),
+        || "the rules for devices are gone".to_owned(),
+    )?;
+    scene.ok(["docker", "rm", "--force", &id]).map(drop)
+}
+
+fn stats(scene: &Scene<'_>) -> Result<(), Failure> {
+    let container = docker(BUSYBOX).option(&["--memory", "64m"]);
+    let id = scene.detach(&container.command(["sleep", "1000"]))?;
+    scene.check_kernel(Client::Docker, &id)?;
+    let format = "{{.PIDs}} {{.MemUsage}}";
+    let output = scene.ok(["docker", "stats", "--no-stream", "--format", format, &id])?;
+    let text = output.text();
+    let holds = text.starts_with("1 ") && text.trim_end().ends_with("/ 64MiB");
+    ensure(holds, || format!("docker stats says {text:?}"))?;
     scene.ok(["docker", "rm", "--force", &id]).map(drop)
 }
 
