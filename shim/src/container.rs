@@ -18,7 +18,7 @@ use crate::{
     error::Error as AnyError,
     events::Events,
     machine::{self, Exit, Machine, Request},
-    streams::{self, Stdio},
+    streams::{self, LogPrograms, Stdio},
 };
 
 mod ends;
@@ -102,6 +102,7 @@ pub(crate) struct Container {
     pub(crate) bundle: String,
     machine: Arc<dyn Machine>,
     events: Events,
+    programs: LogPrograms,
     init: Arc<Process>,
     execs: Mutex<BTreeMap<String, Arc<Process>>>,
     /// Ids of stream connections, unique in the machine; 0 means no stream.
@@ -118,6 +119,7 @@ impl Container {
         stdio: Stdio,
         machine: Arc<dyn Machine>,
         events: Events,
+        programs: LogPrograms,
     ) -> Result<Arc<Self>, AnyError> {
         let container = Arc::new(Self {
             id: request.id.clone(),
@@ -125,6 +127,7 @@ impl Container {
             init: Arc::new(Process::new("", machine.pid(), stdio, Vec::new())),
             machine,
             events,
+            programs,
             execs: Mutex::default(),
             next_stream: AtomicU64::new(1),
             motion: Mutex::default(),
@@ -210,7 +213,8 @@ impl Container {
         process: &Process,
     ) -> Result<forkvm_api::agent::Streams, AnyError> {
         let next = || self.next_stream.fetch_add(1, Ordering::Relaxed);
-        let (mut names, open) = streams::open(&process.stdio, &*self.machine, next).await?;
+        let (mut names, open) =
+            streams::open(&process.stdio, &self.programs, &*self.machine, next).await?;
         let mut state = process.state();
         (names.rows, names.columns) = state.size;
         if state.stdin_closed {

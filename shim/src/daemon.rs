@@ -119,8 +119,18 @@ async fn serve(
         &flags.namespace,
         env::var(TTRPC_ADDRESS).unwrap_or_default(),
     );
-    let backend = vm::Launcher::new(&flags.namespace, config, reaper, inherited.host_mounts);
-    let service = Arc::new(Service::new(Arc::new(backend), events.clone()));
+    let backend = vm::Launcher::new(
+        &flags.namespace,
+        config,
+        reaper.clone(),
+        inherited.host_mounts,
+    );
+    let service = Arc::new(Service::new(
+        &flags.namespace,
+        Arc::new(backend),
+        events.clone(),
+        reaper,
+    ));
     inherited
         .listener
         .set_nonblocking(true)

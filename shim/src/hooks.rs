@@ -131,7 +131,7 @@ impl HookRunner {
                 match tokio::time::timeout(limit, &mut child.ended).await {
                     Ok(status) => status,
                     Err(_) => {
-                        kill(child.pid);
+                        child.kill();
                         let _ = child.ended.await;
                         return Err(Error::Late {
                             kind,
@@ -162,14 +162,6 @@ impl HookRunner {
             }
             Err(_) => Err(failed(io::Error::other("its end was not seen"))),
         }
-    }
-}
-
-/// Kills a child that the reaper has not collected yet; the number is still its own.
-fn kill(pid: u32) {
-    if let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed()) {
-        // It may have ended this moment.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
 

@@ -38,6 +38,19 @@ pub(crate) struct Child {
     pub(crate) stderr: Option<std::process::ChildStderr>,
 }
 
+impl Child {
+    /// Kills it. The number is its own until the runtime collects it, which is not now.
+    pub(crate) fn kill(&self) {
+        if self.ended.is_terminated() {
+            return;
+        }
+        if let Some(pid) = rustix::process::Pid::from_raw(self.pid.cast_signed()) {
+            // It may have ended this moment.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
 impl Reaper {
     /// A reaper that collects as long as the runtime lives.
     ///

@@ -30,8 +30,9 @@ use crate::{
     error::Error,
     events::Events,
     machine::{Backend, Exit, Request},
+    reaper::Reaper,
     spec, stats,
-    streams::Stdio,
+    streams::{LogPrograms, Stdio},
 };
 
 /// The name under which containerd-shim-protos registers the service.
@@ -49,18 +50,27 @@ enum Slot {
 
 /// The Task service of one shim.
 pub(crate) struct Service {
+    namespace: String,
     backend: Arc<dyn Backend>,
     events: Events,
+    reaper: Reaper,
     slot: Mutex<Slot>,
     /// Becomes true when the shim is to end.
     ended: watch::Sender<bool>,
 }
 
 impl Service {
-    pub(crate) fn new(backend: Arc<dyn Backend>, events: Events) -> Self {
+    pub(crate) fn new(
+        namespace: &str,
+        backend: Arc<dyn Backend>,
+        events: Events,
+        reaper: Reaper,
+    ) -> Self {
         Self {
+            namespace: namespace.to_owned(),
             backend,
             events,
+            reaper,
             slot: Mutex::new(Slot::Empty),
             ended: watch::Sender::new(false),
         }
@@ -115,7 +125,13 @@ impl Service {
 
     async fn make(&self, request: &Request, stdio: Stdio) -> Result<Arc<Container>, Error> {
         let machine = self.backend.launch(request).await?;
-        match Container::create(request, stdio, Arc::clone(&machine), self.events.clone()).await {
+        let programs = LogPrograms {
+            reaper: self.reaper.clone(),
+            namespace: self.namespace.clone(),
+            container: request.id.clone(),
+        };
+        let events = self.events.clone();
+        match Container::create(request, stdio, Arc::clone(&machine), events, programs).await {
             Ok(container) => Ok(container),
             Err(error) => {
                 if let Err(left) = machine.destroy().await {

@@ -26,6 +26,10 @@ use tokio::{
 
 use crate::machine::Machine;
 
+mod log_program;
+
+pub(crate) use log_program::LogPrograms;
+
 /// Bytes that one direction of a stream holds on their way, a pipe's own capacity (pipe(7)).
 const BUFFER: usize = 64 * 1024;
 
@@ -40,9 +44,7 @@ const BLOCKED: Duration = Duration::from_secs(10);
 /// Why a stream cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error(
-        "streams with the scheme {0}:// are not implemented by forkvm yet: use a FIFO or file://"
-    )]
+    #[error("streams with the scheme {0}:// are not supported: use a FIFO, file:// or binary://")]
     Scheme(String),
     #[error("cannot open the stream {path}: {source}")]
     Open { path: PathBuf, source: io::Error },
@@ -64,6 +66,8 @@ enum Place<'a> {
     Fifo(&'a Path),
     /// `file://`, appended to.
     File(&'a Path),
+    /// `binary://`: what stands behind that.
+    Program(&'a str),
 }
 
 impl<'a> Place<'a> {
@@ -73,6 +77,7 @@ impl<'a> Place<'a> {
             None => Ok(Place::Fifo(Path::new(name))),
             Some(("fifo", path)) => Ok(Place::Fifo(Path::new(path))),
             Some(("file", path)) => Ok(Place::File(Path::new(path))),
+            Some(("binary", rest)) => Ok(Place::Program(rest)),
             Some((scheme, _)) => Err(Error::Scheme(scheme.to_owned())),
         }
     }
@@ -81,19 +86,26 @@ impl<'a> Place<'a> {
 impl Stdio {
     /// Whether the names can be opened at all, without opening them.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if let Place::File(path) = Place::parse(&self.stdin)? {
-            return Err(not_input(path));
+        match Place::parse(&self.stdin)? {
+            Place::Nowhere | Place::Fifo(_) => {}
+            Place::File(_) | Place::Program(_) => return Err(not_input(&self.stdin)),
         }
-        Place::parse(&self.stdout)?;
-        Place::parse(&self.stderr)?;
-        Ok(())
+        let stdout = Place::parse(&self.stdout)?;
+        match Place::parse(&self.stderr)? {
+            // One program takes both.
+            stderr @ Place::Program(_) if stdout != stderr => Err(Error::Open {
+                path: PathBuf::from(&self.stderr),
+                source: io::Error::other("stderr goes to the log program of stdout, or to none"),
+            }),
+            _ => Ok(()),
+        }
     }
 }
 
-fn not_input(path: &Path) -> Error {
+fn not_input(name: &str) -> Error {
     let source = io::Error::other("stdin must be a FIFO");
     Error::Open {
-        path: path.to_owned(),
+        path: PathBuf::from(name),
         source,
     }
 }
@@ -105,28 +117,33 @@ enum Sink {
     File(File),
 }
 
+/// The client's ends of both outputs.
+async fn open_sinks(stdio: &Stdio, programs: &LogPrograms) -> Result<(Sink, Sink), Error> {
+    let (stdout, stderr) = (Place::parse(&stdio.stdout)?, Place::parse(&stdio.stderr)?);
+    if let Place::Program(rest) = stdout {
+        let program = programs.start(rest).await?;
+        let stderr = match stderr {
+            Place::Program(_) => Sink::Fifo(program.stderr),
+            other => Sink::open(&other)?,
+        };
+        return Ok((Sink::Fifo(program.stdout), stderr));
+    }
+    Ok((Sink::open(&stdout)?, Sink::open(&stderr)?))
+}
+
 impl Sink {
     fn open(place: &Place<'_>) -> Result<Self, Error> {
-        match *place {
-            Place::Nowhere => Ok(Sink::Nowhere),
-            Place::Fifo(path) => pipe::OpenOptions::new()
-                .read_write(true)
-                .open_sender(path)
-                .map(Sink::Fifo)
-                .map_err(|source| Error::Open {
-                    path: path.to_owned(),
-                    source,
-                }),
-            Place::File(path) => OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path)
-                .map(Sink::File)
-                .map_err(|source| Error::Open {
-                    path: path.to_owned(),
-                    source,
-                }),
-        }
+        let (path, opened) = match *place {
+            Place::Nowhere => return Ok(Sink::Nowhere),
+            Place::Fifo(path) => (path, open_fifo(path)),
+            Place::File(path) => (path, open_log(path)),
+            // `Stdio::check` refuses it in any place that leads here.
+            Place::Program(rest) => return Err(Error::Scheme(format!("binary://{rest}"))),
+        };
+        opened.map_err(|source| Error::Open {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -136,6 +153,16 @@ impl Sink {
             Sink::File(file) => file.write_all(bytes),
         }
     }
+}
+
+fn open_fifo(path: &Path) -> io::Result<Sink> {
+    let mut options = pipe::OpenOptions::new();
+    options.read_write(true).open_sender(path).map(Sink::Fifo)
+}
+
+fn open_log(path: &Path) -> io::Result<Sink> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).open(path).map(Sink::File)
 }
 
 /// The client's end of stdin: `hold` keeps it open until `CloseIO`.
@@ -148,8 +175,9 @@ impl Source {
     fn open(place: &Place<'_>) -> Result<Option<Self>, Error> {
         let path = match *place {
             Place::Nowhere => return Ok(None),
-            Place::File(path) => return Err(not_input(path)),
             Place::Fifo(path) => path,
+            // `Stdio::check` has refused them.
+            Place::File(_) | Place::Program(_) => return Err(not_input("")),
         };
         let failed = |source| Error::Open {
             path: path.to_owned(),
@@ -239,12 +267,13 @@ impl Outputs {
 /// starts to copy. Answers the names of the connections for the agent.
 pub(crate) async fn open(
     stdio: &Stdio,
+    programs: &LogPrograms,
     machine: &dyn Machine,
     mut next_id: impl FnMut() -> u64,
 ) -> Result<(Streams, Open), crate::error::Error> {
+    stdio.check()?;
     let source = Source::open(&Place::parse(&stdio.stdin)?)?;
-    let stdout = Place::parse(&stdio.stdout)?;
-    let stderr = Place::parse(&stdio.stderr)?;
+    let (stdout, stderr) = open_sinks(stdio, programs).await?;
     let mut names = Streams {
         terminal: stdio.terminal,
         ..Default::default()
@@ -253,10 +282,9 @@ pub(crate) async fn open(
     let (mut copies, mut hold) = (Vec::new(), None);
     if stdio.terminal {
         // A terminal's output must be taken even if nobody wants it.
-        let sink = Sink::open(&stdout)?;
         names.stdin = next_id();
         let (read, write) = machine.stream(names.stdin).await?.into_split();
-        copies.push(spawn_output(read, sink, &outputs));
+        copies.push(spawn_output(read, stdout, &outputs));
         if let Some(source) = source {
             hold = Some(source.hold);
             copies.push(tokio::spawn(copy_input(source.fifo, write)));
@@ -269,20 +297,16 @@ pub(crate) async fn open(
             }));
         }
     } else {
-        let sinks = [(stdout, &mut names.stdout), (stderr, &mut names.stderr)];
-        let mut opened = Vec::new();
-        for (place, name) in sinks {
-            if place != Place::Nowhere {
-                opened.push((Sink::open(&place)?, name));
-            }
-        }
         if let Some(source) = source {
             names.stdin = next_id();
             let stream = machine.stream(names.stdin).await?;
             hold = Some(source.hold);
             copies.push(tokio::spawn(copy_input(source.fifo, stream)));
         }
-        for (sink, name) in opened {
+        for (sink, name) in [(stdout, &mut names.stdout), (stderr, &mut names.stderr)] {
+            if matches!(sink, Sink::Nowhere) {
+                continue;
+            }
             *name = next_id();
             let stream = machine.stream(*name).await?;
             copies.push(spawn_output(stream, sink, &outputs));

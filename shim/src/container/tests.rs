@@ -39,6 +39,7 @@ async fn with(stdio: Stdio) -> Test {
         stdio,
         Arc::clone(&mock) as Arc<dyn Machine>,
         queue,
+        LogPrograms::for_test(),
     )
     .await
     .unwrap();

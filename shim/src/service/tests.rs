@@ -37,8 +37,10 @@ async fn serve() -> Test {
     // Read by nobody, and longer than any test.
     std::mem::forget(queue);
     let service = Arc::new(Service::new(
+        "test",
         Arc::clone(&backend) as Arc<dyn Backend>,
         events,
+        Reaper::default(),
     ));
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     let mut server = Server::new()

@@ -41,9 +41,11 @@ fn writer(path: &str) -> pipe::Sender {
 
 async fn opened(stdio: &Stdio, mock: &Mock) -> (Streams, Open) {
     let counter = Counter::new(1);
-    open(stdio, mock, || counter.fetch_add(1, Ordering::Relaxed))
-        .await
-        .unwrap()
+    open(stdio, &LogPrograms::for_test(), mock, || {
+        counter.fetch_add(1, Ordering::Relaxed)
+    })
+    .await
+    .unwrap()
 }
 
 fn guest(mock: &Mock, id: u64) -> UnixStream {
@@ -154,10 +156,12 @@ fn names_of_streams() {
         Place::parse("file:///var/log/x").unwrap(),
         Place::File(Path::new("/var/log/x"))
     );
-    let refused = Place::parse("binary:///bin/logger")
-        .unwrap_err()
-        .to_string();
-    assert!(refused.contains("binary://"), "{refused}");
+    assert_eq!(
+        Place::parse("binary:///bin/logger?a=b").unwrap(),
+        Place::Program("/bin/logger?a=b")
+    );
+    let refused = Place::parse("npipe:///x").unwrap_err().to_string();
+    assert!(refused.contains("npipe://"), "{refused}");
 }
 
 #[tokio::test]
@@ -166,7 +170,10 @@ async fn a_stream_that_is_not_there_is_named() {
         stdout: "/nonexistent/out".into(),
         ..Default::default()
     };
-    let error = open(&stdio, &Mock::default(), || 1).await.err().unwrap();
+    let error = open(&stdio, &LogPrograms::for_test(), &Mock::default(), || 1)
+        .await
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("/nonexistent/out"), "{error}");
     let stdio = Stdio {
         stdin: "file:///etc/passwd".into(),

@@ -30,6 +30,7 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("task/pause-and-resume", pause),
         scenario("task/kill-9-reaches-a-paused-one", kill_paused),
         scenario("task/metrics", metrics),
+        scenario("task/output-goes-to-a-program", log_program),
     ]
 }
 
@@ -334,6 +335,39 @@ fn kill_paused(scene: &Scene<'_>) -> Result<(), Failure> {
     scene.ok(["ctr", "task", "pause", &id])?;
     scene.ok(["ctr", "task", "kill", "--signal", "SIGKILL", &id])?;
     scene.finish(&container, running).map(drop)
+}
+
+/// A program of the host takes what a container writes (`binary://`), and is told whose that is.
+fn log_program(scene: &Scene<'_>) -> Result<(), Failure> {
+    let script = "#!/bin/sh
+        exec 5>&-
+        { cat <&3; cat <&4; echo \"$CONTAINER_NAMESPACE/$CONTAINER_ID $*\"; } >\"$(dirname \"$0\")/out\"
+        ";
+    let program = scene.write("program", script)?.display().to_string();
+    scene.ok(["chmod", "+x", &program])?;
+    let uri = format!("binary://{program}?flag&key=a%20value");
+    let container = ctr(BUSYBOX)
+        .detached()
+        .option(&["--log-uri", &uri])
+        .sh("echo to stdout; echo to stderr >&2; exec sleep 1000");
+    let (id, running) = scene.start(&container)?;
+    running.wait(scene.deadline())?.exits(0)?;
+    scene.check_kernel(Client::Ctr, &id)?;
+    scene.ok(["ctr", "task", "kill", "--signal", "SIGKILL", &id])?;
+    let out = scene.path_text("out");
+    let wait = format!("tail -n +1 -F '{out}' 2>/dev/null | grep -q -m 1 value");
+    scene.ok(["bash", "-c", &wait])?;
+    let text = scene.read(&out)?;
+    let last = format!("default/{id} ");
+    let mut lines = text.lines();
+    let first = [lines.next(), lines.next()];
+    // Flags come in an order of their own: a query is a map to containerd.
+    let told = lines.next().and_then(|line| line.strip_prefix(&*last));
+    let told = told.map(|words| words.contains("flag") && words.contains("key a value"));
+    ensure(
+        first == [Some("to stdout"), Some("to stderr")] && told == Some(true),
+        || format!("the program has written {text:?}"),
+    )
 }
 
 /// Values of `ctr task metrics` by their names.
