@@ -160,17 +160,36 @@ impl Cgroup {
 
     /// Waits until no process is left in it.
     async fn emptied(&self) -> Result<(), Error> {
-        let path = self.folder.join("cgroup.events");
+        self.watch("cgroup.events", |events| (!populated(events)).then_some(()))
+            .await
+    }
+
+    /// How many processes of it the kernel has killed for want of memory; 0 without the controller.
+    pub(crate) fn oom_kills(&self) -> Result<u64, Error> {
+        Ok(oom_kills(&self.read("memory.events")?))
+    }
+
+    /// Waits until these are more than `seen`.
+    pub(crate) async fn more_oom_kills(&self, seen: u64) -> Result<u64, Error> {
+        self.watch("memory.events", |events| {
+            Some(oom_kills(events)).filter(|kills| *kills > seen)
+        })
+        .await
+    }
+
+    /// Waits until one of its files that report their changes says what is looked for.
+    async fn watch<T>(&self, file: &str, found: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
+        let path = self.folder.join(file);
         let events: OwnedFd = fs::File::open(&path).map_err(failed("open", &path))?.into();
         // A change of the file is reported as POLLPRI until it is read again.
         let events =
             channel::register(events, Interest::PRIORITY).map_err(failed("watch", &path))?;
         loop {
-            let mut text = [0; 256];
+            let mut text = [0; 512];
             let length = rustix::io::pread(events.get_ref().as_fd(), &mut text, 0)
                 .map_err(|error| failed("read", &path)(error.into()))?;
-            if !populated(&text[..length]) {
-                return Ok(());
+            if let Some(found) = found(&String::from_utf8_lossy(&text[..length])) {
+                return Ok(found);
             }
             let mut change = events
                 .ready(Interest::PRIORITY)
@@ -181,10 +200,16 @@ impl Cgroup {
     }
 }
 
-fn populated(events: &[u8]) -> bool {
-    String::from_utf8_lossy(events)
+/// The count in memory.events.
+fn oom_kills(events: &str) -> u64 {
+    let count = events
         .lines()
-        .any(|line| line == "populated 1")
+        .find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+fn populated(events: &str) -> bool {
+    events.lines().any(|line| line == "populated 1")
 }
 
 fn below(folder: &Path) -> Vec<PathBuf> {
@@ -214,9 +239,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn kills_are_read_from_memory_events() {
+        assert_eq!(oom_kills("low 0\noom 3\noom_kill 2\noom_group_kill 1\n"), 2);
+        assert_eq!(oom_kills(""), 0);
+    }
+
+    #[test]
     fn populated_is_read_from_cgroup_events() {
-        assert!(populated(b"populated 1\nfrozen 0\n"));
-        assert!(!populated(b"populated 0\nfrozen 0\n"));
-        assert!(!populated(b""));
+        assert!(populated("populated 1\nfrozen 0\n"));
+        assert!(!populated("populated 0\nfrozen 0\n"));
+        assert!(!populated(""));
     }
 }

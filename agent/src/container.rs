@@ -359,6 +359,16 @@ impl Container {
         Ok(pids.into_iter().map(|pid| (pid, name(pid))).collect())
     }
 
+    /// How many of its processes the kernel has killed for want of memory. One whose cgroup is gone has nothing to tell.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        self.cgroup.oom_kills().unwrap_or(0)
+    }
+
+    /// Waits until these are more than `seen`.
+    pub(crate) async fn more_oom_kills(&self, seen: u64) -> Result<u64, Error> {
+        Ok(self.cgroup.more_oom_kills(seen).await?)
+    }
+
     /// Sets the limits of its cgroup. Lowering that of memory may take as long as giving memory back does.
     pub(crate) async fn update(&self, resources: &[u8]) -> Result<(), Error> {
         let resources = serde_json::from_slice(resources).map_err(spec::Error::Parse)?;

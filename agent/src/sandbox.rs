@@ -195,6 +195,16 @@ impl Sandbox {
         Ok(self.container(id)?.processes()?)
     }
 
+    /// See [`Container::oom_kills`].
+    pub(crate) fn oom_kills(&self, id: &str) -> Result<u64, Error> {
+        Ok(self.container(id)?.oom_kills())
+    }
+
+    /// See [`Container::more_oom_kills`].
+    pub(crate) async fn more_oom_kills(&self, id: &str, seen: u64) -> Result<u64, Error> {
+        Ok(self.container(id)?.more_oom_kills(seen).await?)
+    }
+
     pub(crate) async fn update(&self, id: &str, resources: &[u8]) -> Result<(), Error> {
         Ok(self.container(id)?.update(resources).await?)
     }

@@ -140,9 +140,14 @@ impl agent_ttrpc::Agent for Service {
             .wait(&request.container_id, &request.exec_id)
             .await
             .map_err(status)?;
+        let oom_kills = match &*request.exec_id {
+            "" => self.sandbox.oom_kills(&request.container_id).unwrap_or(0),
+            _ => 0,
+        };
         Ok(api::WaitResponse {
             exit_status: exit.status,
             exited_at_ns: since_1970(exit.at),
+            oom_kills,
             ..Default::default()
         })
     }
@@ -208,6 +213,20 @@ impl agent_ttrpc::Agent for Service {
             .resize(&request.container_id, &request.exec_id, rows, columns)
             .map_err(status)?;
         Ok(api::ResizePtyResponse::default())
+    }
+
+    async fn out_of_memory(
+        &self,
+        _: &TtrpcContext,
+        request: api::OutOfMemoryRequest,
+    ) -> ttrpc::Result<api::OutOfMemoryResponse> {
+        let asked = self
+            .sandbox
+            .more_oom_kills(&request.container_id, request.seen);
+        Ok(api::OutOfMemoryResponse {
+            kills: asked.await.map_err(status)?,
+            ..Default::default()
+        })
     }
 
     async fn update(

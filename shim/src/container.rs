@@ -6,13 +6,12 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecAdded, TaskIO};
 use forkvm_api::agent::StatsResponse;
 use protobuf::well_known_types::timestamp::Timestamp;
-use tokio::time::timeout;
 
 use crate::{
     error::Error as AnyError,
@@ -22,9 +21,11 @@ use crate::{
 };
 
 mod ends;
+mod memory;
 pub(crate) mod pause;
 pub(crate) mod phase;
 mod process;
+mod signals;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -36,15 +37,6 @@ pub(crate) use process::Process;
 /// Added to the guest's PIDs, so that none is mistaken for a process of the host: Linux gives out
 /// PIDs below 2^22 (`PID_MAX_LIMIT`, proc(5)).
 pub(crate) const GUEST_PID_BASE: u32 = 1 << 22;
-
-/// How long the guest may take to act on SIGKILL of the init process before its machine is killed.
-/// Docker itself waits ten seconds, containerd's clients have no limit of their own.
-const KILL_GRACE: Duration = Duration::from_secs(3);
-
-/// Largest signal (`SIGRTMAX`, signal(7)).
-const SIGNAL_MAX: u32 = 64;
-
-const SIGKILL: u32 = 9;
 
 /// Status of a process that could not be started, as runc's shim reports it.
 const NOT_STARTED: u32 = 255;
@@ -108,6 +100,8 @@ pub(crate) struct Container {
     /// Ids of stream connections, unique in the machine; 0 means no stream.
     next_stream: AtomicU64,
     motion: Mutex<Motion>,
+    /// Of how many processes killed for want of memory there was an event.
+    oom_kills: AtomicU64,
     /// What the container had used when it was paused.
     at_pause: Mutex<Option<StatsResponse>>,
 }
@@ -131,6 +125,7 @@ impl Container {
             execs: Mutex::default(),
             next_stream: AtomicU64::new(1),
             motion: Mutex::default(),
+            oom_kills: AtomicU64::new(0),
             at_pause: Mutex::default(),
         });
         let names = container.open_streams(&container.init).await?;
@@ -250,16 +245,15 @@ impl Container {
                 if let Some(exit) = early {
                     self.conclude(&process, exit).await;
                 }
-                if !exec_id.is_empty() {
+                if exec_id.is_empty() {
+                    tokio::spawn(Arc::clone(self).watch_memory());
+                } else {
                     tokio::spawn(Arc::clone(self).watch(process));
                 }
                 Ok(pid)
             }
             Err(error) => {
-                let exit = Exit {
-                    status: NOT_STARTED,
-                    at: SystemTime::now(),
-                };
+                let exit = Exit::new(NOT_STARTED, SystemTime::now());
                 let exit = process.state().phase.start_failed(exit);
                 if exec_id.is_empty() {
                     self.announce_exit(&process, exit);
@@ -308,80 +302,6 @@ impl Container {
             exec_id: exec_id.to_owned(),
             ..Default::default()
         });
-        Ok(())
-    }
-
-    /// Sends a signal. SIGKILL of the init process works even when the guest hangs.
-    pub(crate) async fn kill(
-        self: &Arc<Self>,
-        exec_id: &str,
-        signal: u32,
-        all: bool,
-    ) -> Result<(), AnyError> {
-        if signal > SIGNAL_MAX {
-            return Err(Error::Invalid(format!("there is no signal {signal}")).into());
-        }
-        let process = self.process(exec_id)?;
-        let phase = process.state().phase;
-        match phase {
-            Phase::Stopped(_) | Phase::Deleting(_) => {
-                return Err(Error::Finished(self.name(&process)).into());
-            }
-            Phase::Created if !exec_id.is_empty() => {
-                return Err(self.wrong_state("kill", &process, phase).into());
-            }
-            Phase::Created | Phase::Starting(_) | Phase::Running => {}
-        }
-        let paused = self.motion() != Motion::Running;
-        if exec_id.is_empty() && signal == SIGKILL {
-            if paused {
-                // A guest that stands still takes no signal, and this one must not wait.
-                self.machine.kill();
-                return Ok(());
-            }
-            return Ok(self.kill_init(all).await?);
-        }
-        if paused {
-            self.signal_later(process, signal, all);
-            return Ok(());
-        }
-        tokio::select! {
-            answer = self.machine.signal(exec_id, signal, all) => Ok(answer?),
-            _ = machine::ended(&*self.machine) => Err(Error::Finished(self.name(&process)).into()),
-        }
-    }
-
-    async fn kill_init(self: &Arc<Self>, all: bool) -> Result<(), machine::Error> {
-        match timeout(KILL_GRACE, self.machine.signal("", SIGKILL, all)).await {
-            Ok(Ok(())) => {
-                // The signal is sent; a process that cannot die of it (stuck in the kernel) goes
-                // with its machine.
-                let container = Arc::clone(self);
-                tokio::spawn(async move {
-                    if timeout(KILL_GRACE, container.init.exited()).await.is_err() {
-                        log::warn!(
-                            "container {} does not die of SIGKILL: killing its machine",
-                            container.id
-                        );
-                        container.machine.kill();
-                    }
-                });
-            }
-            Ok(Err(error)) => {
-                log::warn!(
-                    "SIGKILL to container {}: {error}: killing its machine",
-                    self.id
-                );
-                self.machine.kill();
-            }
-            Err(_) => {
-                log::warn!(
-                    "the guest of container {} hangs: killing its machine",
-                    self.id
-                );
-                self.machine.kill();
-            }
-        }
         Ok(())
     }
 

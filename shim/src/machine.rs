@@ -13,6 +13,9 @@ use ttrpc::Code;
 #[cfg(test)]
 pub(crate) mod mock;
 
+/// Why a machine has ended whose monitor was killed for want of memory on the host.
+pub(crate) const OUT_OF_MEMORY: &str = "it was killed because its cgroup on the host is out of memory: give the container, or the cgroup above it, more";
+
 /// Why a machine did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -45,15 +48,23 @@ pub(crate) struct Exit {
     /// 0 to 255; 128 + n when ended by signal n.
     pub(crate) status: u32,
     pub(crate) at: SystemTime,
+    /// Of the init process: how many of the container's processes were killed for want of memory by then.
+    pub(crate) oom_kills: u64,
 }
 
 impl Exit {
+    /// An end of which nobody told about memory.
+    pub(crate) fn new(status: u32, at: SystemTime) -> Self {
+        Self {
+            status,
+            at,
+            oom_kills: 0,
+        }
+    }
+
     /// The end of a process whose machine was killed: 128 + SIGKILL.
     pub(crate) fn killed() -> Self {
-        Self {
-            status: 137,
-            at: SystemTime::now(),
-        }
+        Self::new(137, SystemTime::now())
     }
 }
 
@@ -101,6 +112,8 @@ pub(crate) trait Machine: Send + Sync {
     async fn processes(&self) -> Result<Vec<GuestProcess>, Error>;
     /// What the container has used. Bounded: an error after two seconds.
     async fn stats(&self) -> Result<StatsResponse, Error>;
+    /// Waits until more of the container's processes than `seen` were killed for want of memory; answers how many.
+    async fn out_of_memory(&self, seen: u64) -> Result<u64, Error>;
     /// Changes what the container may use: what `change` names. Bounded.
     async fn update(&self, change: &LinuxResources) -> Result<(), crate::error::Error>;
     /// Sets the size of a process's terminal.

@@ -342,6 +342,7 @@ impl Machine for Vm {
         Ok(Exit {
             status: answer.exit_status,
             at,
+            oom_kills: answer.oom_kills,
         })
     }
 
@@ -393,6 +394,16 @@ impl Machine for Vm {
         };
         let asked = self.call("stats", self.agent.stats(no_limit(), &request));
         within(LIST, "stats", asked).await
+    }
+
+    async fn out_of_memory(&self, seen: u64) -> Result<u64, MachineError> {
+        let request = agent::OutOfMemoryRequest {
+            container_id: self.id.clone(),
+            seen,
+            ..Default::default()
+        };
+        let asked = self.agent.out_of_memory(no_limit(), &request);
+        Ok(self.call("out_of_memory", asked).await?.kills)
     }
 
     async fn update(&self, change: &LinuxResources) -> Result<(), AnyError> {

@@ -71,7 +71,10 @@ impl Container {
             },
             reason = machine::ended(&*self.machine) => {
                 log::info!("process {} ended with its machine: {reason}", self.name(&process));
-                Exit::killed()
+                Exit {
+                    oom_kills: u64::from(reason == machine::OUT_OF_MEMORY),
+                    ..Exit::killed()
+                }
             }
         };
         let drained = process.state().streams.as_ref().map(streams::Open::outputs);
@@ -112,6 +115,7 @@ impl Container {
     pub(super) async fn conclude(&self, process: &Process, exit: Exit) {
         if process.exec_id.is_empty() {
             self.machine.retire().await;
+            self.tell_out_of_memory(exit.oom_kills);
         }
         self.announce_exit(process, exit);
     }

@@ -136,10 +136,7 @@ mod tests {
     }
 
     fn exit(status: u32) -> Exit {
-        Exit {
-            status,
-            at: SystemTime::UNIX_EPOCH,
-        }
+        Exit::new(status, SystemTime::UNIX_EPOCH)
     }
 
     fn step() -> impl Strategy<Value = Step> {

@@ -19,6 +19,7 @@ use crate::machine::{
     mock::{Guest, Mock, PID},
 };
 
+mod memory;
 mod pause;
 
 struct Test {
@@ -247,7 +248,7 @@ async fn sigkill_works_on_a_guest_that_hangs() {
     let before = Instant::now();
     test.container.kill("", 9, false).await.unwrap();
     assert_eq!(test.container.wait("").await.unwrap().status, 137);
-    assert!(before.elapsed() <= KILL_GRACE + time::Duration::from_secs(1));
+    assert!(before.elapsed() <= signals::KILL_GRACE + time::Duration::from_secs(1));
 }
 
 #[tokio::test(start_paused = true)]

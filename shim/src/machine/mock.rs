@@ -83,6 +83,8 @@ pub(crate) struct Mock {
     pub(crate) destroyed: AtomicU32,
     /// How often its end was brought about.
     pub(crate) retired: AtomicU32,
+    /// How many processes were killed for want of memory.
+    pub(crate) oom_kills: watch::Sender<u64>,
     pub(crate) updates: Mutex<Vec<LinuxResources>>,
     /// What its processors were told: whether to stand still.
     pub(crate) paused: Mutex<Vec<bool>>,
@@ -110,10 +112,17 @@ impl Mock {
 
     /// The guest's process ends.
     pub(crate) fn exit(&self, exec_id: &str, status: u32) {
-        self.exit_of(exec_id).send_replace(Some(Exit {
-            status,
-            at: SystemTime::now(),
-        }));
+        let exit = Exit {
+            oom_kills: *self.oom_kills.borrow(),
+            ..Exit::new(status, SystemTime::now())
+        };
+        self.exit_of(exec_id).send_replace(Some(exit));
+    }
+
+    /// The monitor is gone, for this reason.
+    pub(crate) fn end(&self, reason: &str) {
+        self.streams.lock().unwrap().clear();
+        self.ended.send_replace(Some(reason.to_owned()));
     }
 
     async fn stand(&self, still: bool) -> Result<(), Error> {
@@ -231,6 +240,13 @@ impl Machine for Mock {
         .await
     }
 
+    async fn out_of_memory(&self, seen: u64) -> Result<u64, Error> {
+        let mut kills = self.oom_kills.subscribe();
+        let more = kills.wait_for(|kills| *kills > seen).await;
+        more.map(|kills| *kills)
+            .map_err(|_| Error::Ended("gone".into()))
+    }
+
     async fn update(&self, change: &LinuxResources) -> Result<(), AnyError> {
         self.updates.lock().unwrap().push(change.clone());
         Ok(self.answer(()).await?)
@@ -254,8 +270,7 @@ impl Machine for Mock {
     }
 
     fn kill(&self) {
-        self.streams.lock().unwrap().clear();
-        self.ended.send_replace(Some("killed".into()));
+        self.end("killed");
     }
 
     fn ended(&self) -> watch::Receiver<Option<String>> {

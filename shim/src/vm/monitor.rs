@@ -24,14 +24,18 @@ use tokio::{
 };
 
 use super::{Error, spawn::spawn};
-use crate::{fault::Fault, machine, reaper::Reaper, run_state::start_time};
+use crate::{
+    fault::Fault,
+    machine::{self, OUT_OF_MEMORY},
+    reaper::Reaper,
+    run_state::start_time,
+};
 
 /// Longer lines of the monitor's log are cut.
 const LONGEST_LINE: usize = 4096;
 
 /// Why a machine has ended, where the kernel alone knows.
 const KILLED: &str = "it was killed";
-const OUT_OF_MEMORY: &str = "it was killed because its cgroup on the host is out of memory: give the container, or the cgroup above it, more";
 
 /// How far a machine is.
 #[derive(Clone, Debug, Default)]

@@ -75,6 +75,7 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("docker/pause-and-unpause", pause),
         scenario("docker/update", update),
         scenario("docker/stats", stats),
+        scenario("docker/out-of-memory-is-told", out_of_memory),
         scenario("docker/attach", attach),
         scenario("docker/forwards-its-own-signals", forwarded_signal),
     ]
@@ -293,6 +294,23 @@ fn stats(scene: &Scene<'_>) -> Result<(), Failure> {
     let holds = text.starts_with("1 ") && text.trim_end().ends_with("/ 64MiB");
     ensure(holds, || format!("docker stats says {text:?}"))?;
     scene.ok(["docker", "rm", "--force", &id]).map(drop)
+}
+
+fn out_of_memory(scene: &Scene<'_>) -> Result<(), Failure> {
+    let container = docker(BUSYBOX).option(&["--memory", "32m", "--memory-swap", "32m"]);
+    let script = "mkfifo /go; read line </go; exec tail /dev/zero";
+    let id = scene.detach(&container.sh(script))?;
+    scene.check_kernel(Client::Docker, &id)?;
+    let go = "until [ -p /go ]; do :; done; echo >/go";
+    scene
+        .exec(Client::Docker, &id, ["sh", "-c", go])?
+        .exits(0)?;
+    let code = scene.ok(["docker", "wait", &id])?.text();
+    let state = inspect(scene, &id, "{{.State.OOMKilled}}")?;
+    ensure(code == "137\n" && state == "true", || {
+        format!("it ended with {code:?}, and OOMKilled is {state}")
+    })?;
+    scene.ok(["docker", "rm", &id]).map(drop)
 }
 
 fn attach(scene: &Scene<'_>) -> Result<(), Failure> {
