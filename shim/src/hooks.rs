@@ -10,7 +10,10 @@ use std::{
 };
 
 use oci_spec::runtime::{ContainerState, Hook, State};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    process::Signal,
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use crate::reaper::Reaper;
 
@@ -131,7 +134,7 @@ impl HookRunner {
                 match tokio::time::timeout(limit, &mut child.ended).await {
                     Ok(status) => status,
                     Err(_) => {
-                        child.kill();
+                        child.signal(Signal::KILL);
                         let _ = child.ended.await;
                         return Err(Error::Late {
                             kind,

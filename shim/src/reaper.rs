@@ -39,14 +39,19 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Kills it. The number is its own until the runtime collects it, which is not now.
-    pub(crate) fn kill(&self) {
-        if self.ended.is_terminated() {
+    /// Sends it a signal, if it has not ended.
+    pub(crate) fn signal(&mut self, signal: rustix::process::Signal) {
+        // What was collected has sent its status; until then the number is its own, and the one thread that collects is this
+        // one.
+        if !matches!(
+            self.ended.try_recv(),
+            Err(oneshot::error::TryRecvError::Empty)
+        ) {
             return;
         }
         if let Some(pid) = rustix::process::Pid::from_raw(self.pid.cast_signed()) {
             // It may have ended this moment.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(pid, signal);
         }
     }
 }

@@ -118,7 +118,10 @@ enum Sink {
 }
 
 /// The client's ends of both outputs.
-async fn open_sinks(stdio: &Stdio, programs: &LogPrograms) -> Result<(Sink, Sink), Error> {
+async fn open_sinks(
+    stdio: &Stdio,
+    programs: &LogPrograms,
+) -> Result<(Sink, Sink, Option<log_program::Process>), Error> {
     let (stdout, stderr) = (Place::parse(&stdio.stdout)?, Place::parse(&stdio.stderr)?);
     if let Place::Program(rest) = stdout {
         let program = programs.start(rest).await?;
@@ -126,9 +129,9 @@ async fn open_sinks(stdio: &Stdio, programs: &LogPrograms) -> Result<(Sink, Sink
             Place::Program(_) => Sink::Fifo(program.stderr),
             other => Sink::open(&other)?,
         };
-        return Ok((Sink::Fifo(program.stdout), stderr));
+        return Ok((Sink::Fifo(program.stdout), stderr, Some(program.process)));
     }
-    Ok((Sink::open(&stdout)?, Sink::open(&stderr)?))
+    Ok((Sink::open(&stdout)?, Sink::open(&stderr)?, None))
 }
 
 impl Sink {
@@ -196,6 +199,8 @@ pub(crate) struct Open {
     hold: Mutex<Option<pipe::Sender>>,
     outputs: Outputs,
     copies: Vec<JoinHandle<()>>,
+    /// The log program, which is told to end when this is dropped.
+    _program: Option<log_program::Process>,
 }
 
 impl Open {
@@ -273,7 +278,7 @@ pub(crate) async fn open(
 ) -> Result<(Streams, Open), crate::error::Error> {
     stdio.check()?;
     let source = Source::open(&Place::parse(&stdio.stdin)?)?;
-    let (stdout, stderr) = open_sinks(stdio, programs).await?;
+    let (stdout, stderr, program) = open_sinks(stdio, programs).await?;
     let mut names = Streams {
         terminal: stdio.terminal,
         ..Default::default()
@@ -318,6 +323,7 @@ pub(crate) async fn open(
             hold: Mutex::new(hold),
             outputs,
             copies,
+            _program: program,
         },
     ))
 }

@@ -14,10 +14,11 @@ use std::{
 };
 
 use command_fds::{CommandFdExt as _, FdMapping};
+use rustix::process::Signal;
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, time::timeout};
 
 use super::Error;
-use crate::reaper::Reaper;
+use crate::reaper::{Child, Reaper};
 
 /// How long a program may take until it is ready.
 const READY: Duration = Duration::from_secs(10);
@@ -42,10 +43,21 @@ impl LogPrograms {
     }
 }
 
-/// A program that is ready: the ends to write to. It ends when both are closed.
+/// A program that is ready: the ends to write to. It is to end when both are closed.
 pub(super) struct LogProgram {
     pub(super) stdout: pipe::Sender,
     pub(super) stderr: pipe::Sender,
+    pub(super) process: Process,
+}
+
+/// The program's process. As with runc's shim it gets SIGTERM when its container's process is removed, which is some time after the
+/// end of its streams.
+pub(super) struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.signal(Signal::TERM);
+    }
 }
 
 /// Program and arguments of `rest`, a URI behind its `binary://`.
@@ -93,7 +105,7 @@ impl LogPrograms {
         command
             .fd_mappings(mappings.collect())
             .map_err(|error| failed(io::Error::other(error)))?;
-        let child = self.reaper.spawn(&mut command).map_err(failed)?;
+        let mut child = self.reaper.spawn(&mut command).map_err(failed)?;
         // Closes our copies of the program's ends.
         drop(command);
         let mut ready = pipe::Receiver::from_owned_fd(ready.into()).map_err(failed)?;
@@ -101,7 +113,7 @@ impl LogPrograms {
         // Closed or written to, both mean ready; a program that has ended is ready as well, and
         // what is written to it is lost.
         if timeout(READY, ready.read(&mut byte)).await.is_err() {
-            child.kill();
+            child.signal(Signal::KILL);
             let seconds = READY.as_secs();
             let message = format!("the log program is not ready after {seconds} s");
             return Err(failed(io::Error::other(message)));
@@ -109,6 +121,7 @@ impl LogPrograms {
         Ok(LogProgram {
             stdout: pipe::Sender::from_owned_fd(stdout.into()).map_err(failed)?,
             stderr: pipe::Sender::from_owned_fd(stderr.into()).map_err(failed)?,
+            process: Process(child),
         })
     }
 }
@@ -154,7 +167,7 @@ mod tests {
         program.stdout.write_all(b"to stdout\n").await.unwrap();
         program.stderr.write_all(b"to stderr\n").await.unwrap();
         let (watching, mut events) = tokio::sync::oneshot::channel();
-        drop(program);
+        drop((program.stdout, program.stderr));
         // The file appears under its name when the program is through: wait for it by inotify.
         let notify = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).unwrap();
         rustix::fs::inotify::add_watch(

@@ -337,9 +337,11 @@ fn kill_paused(scene: &Scene<'_>) -> Result<(), Failure> {
     scene.finish(&container, running).map(drop)
 }
 
-/// A program of the host takes what a container writes (`binary://`), and is told whose that is.
+/// A program of the host takes what a container writes (`binary://`), and is told whose that is. It is told to end as soon as its
+/// streams have ended.
 fn log_program(scene: &Scene<'_>) -> Result<(), Failure> {
     let script = "#!/bin/sh
+        trap '' TERM
         exec 5>&-
         { cat <&3; cat <&4; echo \"$CONTAINER_NAMESPACE/$CONTAINER_ID $*\"; } >\"$(dirname \"$0\")/out\"
         ";
