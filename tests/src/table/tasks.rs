@@ -337,14 +337,15 @@ fn kill_paused(scene: &Scene<'_>) -> Result<(), Failure> {
     scene.finish(&container, running).map(drop)
 }
 
-/// A program of the host takes what a container writes (`binary://`), and is told whose that is. It is told to end as soon as its
-/// streams have ended.
+/// A program of the host takes what a container writes (`binary://`), and is told whose that is. Its streams end with
+/// the task at the latest, and it is told to end then.
 fn log_program(scene: &Scene<'_>) -> Result<(), Failure> {
     let script = "#!/bin/sh
         trap '' TERM
         exec 5>&-
         { cat <&3; cat <&4; echo \"$CONTAINER_NAMESPACE/$CONTAINER_ID $*\"; } >\"$(dirname \"$0\")/out\"
         ";
+    let events = Events::subscribe(scene)?;
     let program = scene.write("program", script)?.display().to_string();
     scene.ok(["chmod", "+x", &program])?;
     let uri = format!("binary://{program}?flag&key=a%20value");
@@ -356,12 +357,15 @@ fn log_program(scene: &Scene<'_>) -> Result<(), Failure> {
     running.wait(scene.deadline())?.exits(0)?;
     scene.check_kernel(Client::Ctr, &id)?;
     scene.ok(["ctr", "task", "kill", "--signal", "SIGKILL", &id])?;
+    events.wait(scene, "/tasks/exit", &format!("\"id\":\"{id}\""))?;
+    remove_task(scene, &id, 137)?;
     let out = scene.path_text("out");
     let wait = format!("tail -n +1 -F '{out}' 2>/dev/null | grep -q -m 1 value");
     scene.ok(["bash", "-c", &wait])?;
     let text = scene.read(&out)?;
     let last = format!("default/{id} ");
-    let mut lines = text.lines();
+    // The kernel's line is the case's own.
+    let mut lines = text.lines().filter(|line| !line.starts_with("kernel "));
     let first = [lines.next(), lines.next()];
     // Flags come in an order of their own: a query is a map to containerd.
     let told = lines.next().and_then(|line| line.strip_prefix(&*last));
@@ -369,7 +373,8 @@ fn log_program(scene: &Scene<'_>) -> Result<(), Failure> {
     ensure(
         first == [Some("to stdout"), Some("to stderr")] && told == Some(true),
         || format!("the program has written {text:?}"),
-    )
+    )?;
+    scene.ok(["ctr", "container", "rm", &id]).map(drop)
 }
 
 /// Values of `ctr task metrics` by their names.
