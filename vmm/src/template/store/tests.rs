@@ -3,6 +3,7 @@ use std::os::unix::fs::FileExt;
 use tempfile::TempDir;
 
 use super::*;
+use crate::template::lock::Lock;
 use crate::template::testing::{STATE, fill, identity, manifest, write_manifest};
 
 /// A store with one template whose files fit each other.
@@ -64,6 +65,30 @@ fn what_the_first_start_wrote_is_kept_and_expected_of_later_ones() {
     assert_eq!(kept, r#"{"version":1,"early":[[1,2]],"late":[[7,1]]}"#);
     // What stands in it is the monitor's to judge; that the file is there does not make the template another one.
     store.inspect(identity.id()).unwrap();
+}
+
+/// Starts wait for nobody: not for a builder, nor for who counts, remembers or removes, nor for each other.
+#[test]
+fn a_hundred_starts_at_once_wait_for_no_lock() {
+    let (root, store, identity) = store();
+    let files = [
+        store.builder_lock(identity.id()),
+        root.path().join(".digests.json"),
+        root.path().join(".record.json"),
+    ];
+    let _held = files.map(|file| Lock::wait(&file, || {}).unwrap());
+    let folder = File::open(root.path()).unwrap();
+    flock(&folder, FlockOperation::LockExclusive).unwrap();
+    let (sender, opened) = std::sync::mpsc::channel();
+    for _ in 0..100 {
+        let (store, identity, sender) = (store.clone(), identity.clone(), sender.clone());
+        std::thread::spawn(move || sender.send(store.open(&identity).unwrap()));
+    }
+    // All of them are held until the last one is there.
+    let children: Vec<_> = (0..100)
+        .map(|_| opened.recv_timeout(Duration::from_secs(60)).unwrap())
+        .collect();
+    assert_eq!(children.len(), 100);
 }
 
 #[test]
