@@ -82,7 +82,7 @@ fn a_hundred_starts_at_once_wait_for_no_lock() {
     let (sender, opened) = std::sync::mpsc::channel();
     for _ in 0..100 {
         let (store, identity, sender) = (store.clone(), identity.clone(), sender.clone());
-        std::thread::spawn(move || sender.send(store.open(&identity).unwrap()));
+        std::thread::spawn(move || sender.send(Box::new(store.open(&identity).unwrap())));
     }
     // All of them are held until the last one is there.
     let children: Vec<_> = (0..100)
