@@ -8,8 +8,10 @@
 use std::time::Duration;
 
 use forkvm_api::agent::{
-    CreateResponse, ExecRequest, PidsRequest, PidsResponse, SignalRequest, StartRequest,
-    WaitRequest, WaitResponse, pids_response::Process,
+    CreateResponse, ExecRequest, OutOfMemoryRequest, PidsRequest, PidsResponse, SignalRequest,
+    StartRequest, StatsRequest, StatsResponse, WaitRequest, WaitResponse,
+    pids_response::Process,
+    stats_response::{Io, Usage},
 };
 use forkvm_api::agent_ttrpc::AgentClient;
 use protobuf::Message;
@@ -85,13 +87,7 @@ async fn read_away(guest: &mut DuplexStream, scrap: &mut [u8]) {
 /// One call of each kind whose answer holds something.
 fn calls(agent: &AgentClient) -> Vec<JoinHandle<()>> {
     let limit = || context::with_duration(Duration::from_secs(1000));
-    let (one, two, three, four, five) = (
-        agent.clone(),
-        agent.clone(),
-        agent.clone(),
-        agent.clone(),
-        agent.clone(),
-    );
+    let [one, two, three, four, five, six, seven] = std::array::from_fn(|_| agent.clone());
     vec![
         tokio::spawn(async move {
             let answer = one.wait(limit(), &WaitRequest::new()).await;
@@ -111,6 +107,16 @@ fn calls(agent: &AgentClient) -> Vec<JoinHandle<()>> {
         }),
         tokio::spawn(async move {
             let answer = five.signal(limit(), &SignalRequest::new()).await;
+            check(answer);
+        }),
+        tokio::spawn(async move {
+            let answer = six.stats(limit(), &StatsRequest::new()).await;
+            check(answer);
+        }),
+        tokio::spawn(async move {
+            let answer = seven
+                .out_of_memory(limit(), &OutOfMemoryRequest::new())
+                .await;
             check(answer);
         }),
     ]
@@ -192,6 +198,21 @@ pub fn seeds() -> Vec<Vec<u8>> {
         create_ns: 1,
         ..CreateResponse::new()
     });
+    let numbers = || [("usage_usec".to_owned(), u64::MAX), ("anon".to_owned(), 1)].into();
+    let stats = bytes(&StatsResponse {
+        cpu_stat: numbers(),
+        memory_stat: numbers(),
+        memory: Some(Usage {
+            max: u64::MAX,
+            ..Usage::new()
+        })
+        .into(),
+        io: vec![Io {
+            numbers: numbers(),
+            ..Io::new()
+        }],
+        ..StatsResponse::new()
+    });
     let refusal = bytes(&Response {
         status: Some(Status {
             code: Code::NOT_FOUND.into(),
@@ -205,6 +226,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let all = answer(answer(answer(start(), 1, wait), 3, pids.clone()), 5, exec);
     let data = start().raw(&[1 << 6 | DATA, 0, 3]).bytes(&pids);
     vec![
+        answer(start(), 11, stats).0,
         answer(all, 7, vec![]).0,
         start().raw(&[RESPONSE, 0, 9]).bytes(&refusal).0,
         data.raw(&[DATA, 1, 3]).bytes(&[]).0,
