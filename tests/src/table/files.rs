@@ -234,15 +234,16 @@ fn bind_file(scene: &Scene<'_>) -> Result<(), Failure> {
 fn bind_is_live(scene: &Scene<'_>) -> Result<(), Failure> {
     scene.write("data/file", "old\n")?;
     let mount = bind(&scene.path_text("data"), "/data", "rbind:rw");
-    let script = "cat /data/file; read go; cat /data/file /data/new; ls /data";
+    // It says so when it has read to the end: cat would go on reading in what the host has changed.
+    let script = "cat /data/file; echo read; read go; cat /data/file /data/new; ls /data";
     let container = ctr(BUSYBOX).option(&["--mount", &mount]).sh(script);
     let (_, mut running) = scene.start(&container)?;
-    running.line("old", scene.deadline())?;
+    running.line("read", scene.deadline())?;
     scene.write("data/file", "changed on the host\n")?;
     scene.write("data/new", "made on the host\n")?;
     running.write(b"go\n")?;
     running.close_stdin();
-    let expected = "old\nchanged on the host\nmade on the host\nfile\nnew\n";
+    let expected = "old\nread\nchanged on the host\nmade on the host\nfile\nnew\n";
     scene.finish(&container.stdout(expected), running).map(drop)
 }
 
