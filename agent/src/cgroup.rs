@@ -3,6 +3,7 @@
 //! `/agent` holds the agent and its workers, `/forkvm/<container>` one container each.
 
 use std::{
+    collections::HashMap,
     fs, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
@@ -200,12 +201,19 @@ impl Cgroup {
     }
 }
 
+/// A flat keyed file: lines `name number`.
+pub(crate) fn numbers(text: &str) -> HashMap<String, u64> {
+    text.lines()
+        .filter_map(|line| {
+            let (name, value) = line.split_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        })
+        .collect()
+}
+
 /// The count in memory.events.
 fn oom_kills(events: &str) -> u64 {
-    let count = events
-        .lines()
-        .find_map(|line| line.strip_prefix("oom_kill "));
-    count.and_then(|count| count.parse().ok()).unwrap_or(0)
+    numbers(events).get("oom_kill").copied().unwrap_or(0)
 }
 
 fn populated(events: &str) -> bool {
@@ -237,6 +245,13 @@ fn remove_tree(folder: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flat_keyed_files_are_read_as_linux_writes_them() {
+        let stat = numbers("usage_usec 12\nuser_usec 7\nbroken\nworse x\n");
+        assert_eq!(stat.len(), 2);
+        assert_eq!((stat["usage_usec"], stat["user_usec"]), (12, 7));
+    }
 
     #[test]
     fn kills_are_read_from_memory_events() {

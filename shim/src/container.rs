@@ -327,7 +327,7 @@ impl Container {
 
     /// Sets the size of a process's terminal, at once or when it is started.
     pub(crate) async fn resize(
-        self: &Arc<Self>,
+        &self,
         exec_id: &str,
         rows: u32,
         columns: u32,
@@ -343,14 +343,18 @@ impl Container {
         };
         match phase {
             Phase::Created if !exec_id.is_empty() => Ok(()),
-            Phase::Created | Phase::Starting(_) | Phase::Running
-                if self.motion() != Motion::Running =>
-            {
-                self.resize_later(process, rows, columns);
-                Ok(())
-            }
             Phase::Created | Phase::Starting(_) | Phase::Running => {
-                Ok(self.machine.resize(exec_id, rows, columns).await?)
+                let machine = Arc::clone(&self.machine);
+                let exec_id = exec_id.to_owned();
+                let resized = async move { machine.resize(&exec_id, rows, columns).await };
+                if self.motion() == Motion::Running {
+                    return Ok(resized.await?);
+                }
+                Self::later(
+                    format!("terminal of process {}", self.name(&process)),
+                    resized,
+                );
+                Ok(())
             }
             Phase::Stopped(_) | Phase::Deleting(_) => {
                 Err(Error::Finished(self.name(&process)).into())

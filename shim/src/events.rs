@@ -8,12 +8,14 @@ use containerd_shim_protos::{
     shim::event::Envelope,
     shim_async::{Client, EventsClient},
 };
-use protobuf::{Message, well_known_types::any::Any};
+use protobuf::Message;
 use tokio::{
     sync::{mpsc, watch},
     time::sleep,
 };
 use ttrpc::context;
+
+use crate::any::packed;
 
 /// Events that wait while containerd is away. A task makes four and two for each exec.
 const QUEUE: usize = 1024;
@@ -28,7 +30,7 @@ const RETRY: [Duration; 5] = [
 ];
 
 /// The package of containerd's events (api/events/task.proto).
-const PACKAGE: &str = "containerd.events";
+pub(crate) const PACKAGE: &str = "containerd.events";
 
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -77,7 +79,7 @@ impl Events {
             envelope.set_timestamp(at);
             envelope.set_namespace(self.namespace.to_string());
             envelope.set_topic(topic.clone());
-            envelope.set_event(packed(&event)?);
+            envelope.set_event(packed(PACKAGE, &event)?);
             Ok(envelope)
         });
         self.pending.send_modify(|pending| *pending += 1);
@@ -99,16 +101,6 @@ impl Events {
         let mut pending = self.pending.subscribe();
         let _ = tokio::time::timeout(limit, pending.wait_for(|pending| *pending == 0)).await;
     }
-}
-
-/// An event as containerd takes it. The library's `convert_to_any` asks the message's descriptor for its name, and the first to
-/// ask has the descriptors of all messages built: 3.2 million instructions, as many as the shim needs for all else of a Create.
-fn packed<E: Message>(event: &E) -> protobuf::Result<Any> {
-    Ok(Any {
-        type_url: format!("{PACKAGE}.{}", E::NAME),
-        value: event.write_to_bytes()?,
-        ..Any::default()
-    })
 }
 
 async fn deliver(
@@ -160,40 +152,4 @@ async fn forward(
         .forward(context::with_duration(ATTEMPT), request)
         .await
         .map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use containerd_shim::util::convert_to_any;
-    use containerd_shim_protos::events::task::{
-        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM,
-        TaskPaused, TaskResumed, TaskStart,
-    };
-    use protobuf::MessageFull;
-
-    use super::*;
-
-    /// An event is what the library would make of it.
-    fn check(event: impl MessageFull) {
-        let ours = packed(&event).unwrap();
-        assert_eq!(ours, convert_to_any(Box::new(event)).unwrap());
-    }
-
-    #[test]
-    fn events_have_the_names_that_their_descriptors_have() {
-        check(TaskCreate {
-            container_id: "c".into(),
-            io: Some(TaskIO::default()).into(),
-            pid: 7,
-            ..Default::default()
-        });
-        check(TaskStart::default());
-        check(TaskExecAdded::default());
-        check(TaskExecStarted::default());
-        check(TaskExit::default());
-        check(TaskDelete::default());
-        check(TaskPaused::default());
-        check(TaskResumed::default());
-        check(TaskOOM::default());
-    }
 }

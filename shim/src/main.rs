@@ -10,6 +10,7 @@ use std::{
     process::ExitCode,
 };
 
+mod any;
 mod bootstrap;
 mod bundle;
 mod cgroup;

@@ -6,15 +6,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use containerd_shim::{
-    api::{
-        CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
-        CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
-        PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest,
-        StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
-        Status, UpdateTaskRequest, WaitRequest, WaitResponse,
-    },
-    util::convert_to_any,
+use containerd_shim::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
+    PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest,
+    StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, Status,
+    UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::{
     api::ProcessInfo,
@@ -26,6 +23,7 @@ use tokio::sync::watch;
 use ttrpc::r#async::{Service as Methods, TtrpcContext};
 
 use crate::{
+    any::packed,
     container::{Container, Error as ContainerError, pause::Motion, phase::Phase},
     error::Error,
     events::Events,
@@ -40,6 +38,9 @@ const V3: &str = "containerd.task.v3.Task";
 
 /// The same service for containerd 1.x and Docker.
 const V2: &str = "containerd.task.v2.Task";
+
+/// The package of [`ProcessDetails`].
+pub(crate) const DETAILS: &str = "containerd.runc.v1";
 
 /// The one container that a shim holds.
 enum Slot {
@@ -201,7 +202,7 @@ impl Service {
                     exec_id: process.exec_id,
                     ..Default::default()
                 };
-                info.info = convert_to_any(Box::new(details)).ok().into();
+                info.info = packed(DETAILS, &details).ok().into();
             }
             response.processes.push(info);
         }
@@ -376,10 +377,8 @@ impl Task for Service {
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let used = self.container(&request.id)?.stats().await?;
-        let packed =
-            stats::packed(&used).map_err(|error| ttrpc::Error::Others(error.to_string()))?;
         Ok(StatsResponse {
-            stats: Some(packed).into(),
+            stats: packed(stats::PACKAGE, &stats::metrics(&used)).ok().into(),
             ..Default::default()
         })
     }

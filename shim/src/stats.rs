@@ -13,28 +13,17 @@ use forkvm_api::agent::{
     StatsResponse,
     stats_response::{Io, Usage},
 };
-use protobuf::{Message as _, MessageField, well_known_types::any::Any};
+use protobuf::MessageField;
 
 /// Devices that are told: more than a guest of ours has.
 const MAX_DEVICES: usize = 64;
 
-/// The message's name, by which clients know what is in the `Any`.
-const TYPE_URL: &str = "io.containerd.cgroups.v2.Metrics";
+/// The package of [`Metrics`].
+pub(crate) const PACKAGE: &str = "io.containerd.cgroups.v2";
 
-/// Packs what the guest told. Names that Metrics does not have are left out, so an answer of any size becomes one of bounded
-/// size.
-///
-/// # Errors
-/// None that is known: a message of numbers can be written.
-pub(crate) fn packed(stats: &StatsResponse) -> protobuf::Result<Any> {
-    Ok(Any {
-        type_url: TYPE_URL.to_owned(),
-        value: metrics(stats).write_to_bytes()?,
-        ..Any::default()
-    })
-}
-
-fn metrics(stats: &StatsResponse) -> Metrics {
+/// What the guest told, as containerd's clients read it. Names that the message does not have are left out, so that an answer of any
+/// size becomes one of bounded size.
+pub(crate) fn metrics(stats: &StatsResponse) -> Metrics {
     let devices = stats.io.iter().take(MAX_DEVICES).map(device).collect();
     Metrics {
         pids: MessageField::some(PidsStat {
@@ -156,7 +145,7 @@ fn device(io: &Io) -> IOEntry {
 
 #[cfg(test)]
 mod tests {
-    use protobuf::MessageFull as _;
+    use protobuf::Message as _;
 
     use super::*;
 
@@ -203,9 +192,7 @@ mod tests {
 
     #[test]
     fn what_the_guest_counts_arrives() {
-        let any = packed(&guest()).unwrap();
-        assert_eq!(any.type_url, Metrics::descriptor().full_name());
-        let metrics = Metrics::parse_from_bytes(&any.value).unwrap();
+        let metrics = metrics(&guest());
         assert_eq!((metrics.cpu.usage_usec, metrics.cpu.user_usec), (30, 20));
         let memory = &metrics.memory;
         assert_eq!((memory.anon, memory.inactive_file), (4096, 8192));
@@ -239,7 +226,7 @@ mod tests {
         for number in 0..10_000 {
             stats.memory_stat.insert(format!("x{number}"), u64::MAX);
         }
-        assert!(packed(&stats).unwrap().value.len() < 4096);
+        assert!(metrics(&stats).write_to_bytes().unwrap().len() < 4096);
         // Sums of what a guest says do not overflow.
         stats.memory_stat = numbers(&[
             ("workingset_refault_anon", u64::MAX),

@@ -177,6 +177,18 @@ impl Handle {
     }
 }
 
+/// Tells the guest's watchdog that a vCPU stands still until it is entered again, so that it is not taken for a processor that hangs
+/// (KVM API document, `KVM_KVMCLOCK_CTRL`).
+///
+/// # Errors
+/// KVM's, but for EINVAL: this guest has no kvm-clock.
+pub(crate) fn tell_watchdog(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    match vcpu.kvmclock_ctrl() {
+        Err(error) if error.errno() != libc::EINVAL => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// What to do behind an exit.
 enum Next {
     Run,
@@ -271,7 +283,10 @@ impl Thread {
         loop {
             match self.commands.recv().ok()? {
                 Command::Resume => {
-                    self.tell_of_the_pause();
+                    // Time has gone on meanwhile.
+                    if let Err(error) = tell_watchdog(&self.vcpu) {
+                        log::warn!("vCPU {}: KVM_KVMCLOCK_CTRL: {error}", self.id);
+                    }
                     return Some(());
                 }
                 Command::Save(msrs, reply) => {
@@ -280,17 +295,6 @@ impl Thread {
                     let _ = reply.send(state);
                 }
             }
-        }
-    }
-
-    /// Time has gone on while the vCPU was parked. The guest's watchdog is told that it was stopped, and does not take it for
-    /// a processor that hangs (KVM API document, `KVM_KVMCLOCK_CTRL`; EINVAL: this guest has no kvm-clock).
-    fn tell_of_the_pause(&self) {
-        match self.vcpu.kvmclock_ctrl() {
-            Err(error) if error.errno() != libc::EINVAL => {
-                log::warn!("vCPU {}: KVM_KVMCLOCK_CTRL: {error}", self.id);
-            }
-            _ => {}
         }
     }
 }

@@ -205,13 +205,7 @@ impl Machine {
         }
         snapshot.vm.restore(&vm)?;
         for vcpu in &vcpus {
-            // Tells the guest's watchdog that it was stopped. EINVAL: this guest has no kvm-clock.
-            match vcpu.kvmclock_ctrl() {
-                Err(error) if error.errno() != libc::EINVAL => {
-                    return Err(failed("KVM_KVMCLOCK_CTRL")(error));
-                }
-                _ => {}
-            }
+            vcpu::tell_watchdog(vcpu).map_err(failed("KVM_KVMCLOCK_CTRL"))?;
         }
         passed(points::STATE_RESTORED);
         Ok(Self {

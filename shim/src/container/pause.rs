@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
 use forkvm_api::agent::StatsResponse;
 
-use super::{Container, Error, Process, phase::Phase};
+use super::{Container, Error, phase::Phase};
 use crate::{error::Error as AnyError, machine};
 
 /// Whether the machine's processors run.
@@ -72,11 +72,7 @@ impl Container {
             if paused.is_ok() {
                 *container.lock_stats() = used;
             }
-            *container.lock_motion() = match paused {
-                Ok(()) => Motion::Paused,
-                Err(_) => Motion::Running,
-            };
-            paused?;
+            container.arrive(paused, Motion::Running, Motion::Paused)?;
             container.events.publish(TaskPaused {
                 container_id: container.id.clone(),
                 ..Default::default()
@@ -92,11 +88,7 @@ impl Container {
         let container = Arc::clone(self);
         to_its_end(async move {
             let resumed = container.machine.resume().await;
-            *container.lock_motion() = match resumed {
-                Ok(()) => Motion::Running,
-                Err(_) => Motion::Paused,
-            };
-            resumed?;
+            container.arrive(resumed, Motion::Paused, Motion::Running)?;
             *container.lock_stats() = None;
             container.events.publish(TaskResumed {
                 container_id: container.id.clone(),
@@ -107,25 +99,26 @@ impl Container {
         .await
     }
 
-    /// Signals a process of a paused container: as under runc the signal waits until the container is resumed.
-    pub(super) fn signal_later(self: &Arc<Self>, process: Arc<Process>, signal: u32, all: bool) {
-        let container = Arc::clone(self);
-        tokio::spawn(async move {
-            let sent = container.machine.signal(&process.exec_id, signal, all);
-            if let Err(error) = sent.await {
-                let name = container.name(&process);
-                log::warn!("signal {signal} to process {name}: {error}");
-            }
-        });
+    /// Where a step that began at `from` has led: to `to` if it was done.
+    fn arrive(
+        &self,
+        done: Result<(), machine::Error>,
+        from: Motion,
+        to: Motion,
+    ) -> Result<(), machine::Error> {
+        *self.lock_motion() = if done.is_ok() { to } else { from };
+        done
     }
 
-    /// The guest of a paused container hears of it when it is resumed.
-    pub(super) fn resize_later(self: &Arc<Self>, process: Arc<Process>, rows: u32, columns: u32) {
-        let container = Arc::clone(self);
+    /// Makes a call that the guest of a paused container hears when it is resumed. Nobody waits for it: as under runc, signals and
+    /// terminal sizes are taken meanwhile.
+    pub(super) fn later(
+        what: String,
+        call: impl Future<Output = Result<(), machine::Error>> + Send + 'static,
+    ) {
         tokio::spawn(async move {
-            let resized = container.machine.resize(&process.exec_id, rows, columns);
-            if let Err(error) = resized.await {
-                log::warn!("terminal of process {}: {error}", container.name(&process));
+            if let Err(error) = call.await {
+                log::warn!("{what}: {error}");
             }
         });
     }

@@ -48,7 +48,12 @@ impl Container {
             return Ok(self.kill_init(all).await?);
         }
         if paused {
-            self.signal_later(process, signal, all);
+            let machine = Arc::clone(&self.machine);
+            let exec_id = exec_id.to_owned();
+            Self::later(
+                format!("signal {signal} to process {}", self.name(&process)),
+                async move { machine.signal(&exec_id, signal, all).await },
+            );
             return Ok(());
         }
         tokio::select! {

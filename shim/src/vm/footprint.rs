@@ -58,26 +58,23 @@ impl Footprint {
 
     /// Puts the monitor into the container's cgroup and sets its limits.
     pub(super) fn join_cgroup(&self, plan: &Plan, pid: u32) -> Result<(), cgroup::Error> {
-        match &self.limits {
-            Some(cgroup) => cgroup.join(pid, &plan.resources),
-            None => Ok(()),
-        }
+        self.limits
+            .as_ref()
+            .map_or(Ok(()), |cgroup| cgroup.join(pid, &plan.resources))
     }
 
     /// Sets the processor quota, once the agent has answered.
     pub(super) fn set_quota(&self, plan: &Plan) -> Result<(), cgroup::Error> {
-        match &self.limits {
-            Some(cgroup) => cgroup.set_quota(&plan.resources),
-            None => Ok(()),
-        }
+        self.limits
+            .as_ref()
+            .map_or(Ok(()), |cgroup| cgroup.set_quota(&plan.resources))
     }
 
     /// Sets limits that have changed.
     pub(super) fn update(&self, limits: &LinuxResources) -> Result<(), cgroup::Error> {
-        match &self.limits {
-            Some(cgroup) => cgroup.update(limits),
-            None => Ok(()),
-        }
+        self.limits
+            .as_ref()
+            .map_or(Ok(()), |cgroup| cgroup.update(limits))
     }
 
     /// Removes all of it, the monitor first: nothing else can go while it lives. What was removed

@@ -172,8 +172,12 @@ fn look_at_root(scene: &Scene<'_>, root: &str) -> Result<(), Failure> {
 
 /// Waits until a detached container has written a line.
 pub(super) fn wait_for_log(scene: &Scene<'_>, id: &str, line: &str) -> Result<(), Failure> {
-    let log = scene.log_of(id);
-    let script = format!("tail -n +1 -F '{log}' 2>/dev/null | grep -q -m 1 -F '{line}'");
+    wait_for_line(scene, &scene.log_of(id), line)
+}
+
+/// Waits until a file of the host has a line with this in it.
+pub(super) fn wait_for_line(scene: &Scene<'_>, path: &str, text: &str) -> Result<(), Failure> {
+    let script = format!("tail -n +1 -F '{path}' 2>/dev/null | grep -q -m 1 -F '{text}'");
     scene.ok(["bash", "-c", &script]).map(drop)
 }
 

@@ -10,7 +10,7 @@ use crate::{
     scene::Scene,
 };
 
-use super::files::wait_for_log;
+use super::files::{wait_for_line, wait_for_log};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -360,8 +360,7 @@ fn log_program(scene: &Scene<'_>) -> Result<(), Failure> {
     events.wait(scene, "/tasks/exit", &format!("\"id\":\"{id}\""))?;
     remove_task(scene, &id, 137)?;
     let out = scene.path_text("out");
-    let wait = format!("tail -n +1 -F '{out}' 2>/dev/null | grep -q -m 1 value");
-    scene.ok(["bash", "-c", &wait])?;
+    wait_for_line(scene, &out, "value")?;
     let text = scene.read(&out)?;
     let last = format!("default/{id} ");
     // The kernel's line is the case's own.
