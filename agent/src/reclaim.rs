@@ -9,7 +9,7 @@ use std::{fs, io, os::fd::OwnedFd};
 use rustix::net::SocketFlags;
 use tokio::{io::Interest, task::yield_now};
 
-use crate::channel;
+use crate::{cgroup, channel};
 
 /// The cgroup of all containers: what they have read is charged to it.
 const STAT: &str = "/sys/fs/cgroup/forkvm/memory.stat";
@@ -62,12 +62,9 @@ async fn reclaim() -> io::Result<u64> {
 /// Bytes of cached files, names and attributes in a `memory.stat` (cgroup-v2.rst). Files of a tmpfs are not among them: they
 /// are nowhere else.
 fn droppable(stat: &str) -> u64 {
+    let numbers = cgroup::numbers(stat);
     let counted = ["inactive_file", "active_file", "slab_reclaimable"];
-    stat.lines()
-        .filter_map(|line| line.split_once(' '))
-        .filter(|(name, _)| counted.contains(name))
-        .filter_map(|(_, bytes)| bytes.parse::<u64>().ok())
-        .sum()
+    counted.iter().filter_map(|name| numbers.get(*name)).sum()
 }
 
 #[cfg(test)]
