@@ -6,18 +6,33 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use rustix::{io::Errno, net::Shutdown};
+use rustix::{buffer::spare_capacity, io::Errno, net::Shutdown};
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Bytes that are moved at once, and so what a stream holds in memory at most: the capacity of a
-/// pipe would be 64 KiB, but each page touched in a child is a page of its own.
-pub(crate) const CHUNK: usize = 16 * 1024;
+/// Bytes that are moved at once: what a pipe holds (pipe(7)), and what one vsock packet carries at most (Linux'
+/// `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`). Fewer of them would be more packets, each with its exits and its change of tasks on
+/// the host. What a stream does not need of it is not touched, and so no page of a child's own.
+pub(crate) const CHUNK: usize = 64 * 1024;
 
 /// Registers a non-blocking descriptor with the runtime.
 pub(crate) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the registration is only sound while the descriptor stays the same open file: an
     // OwnedFd does, and AsyncFd hands out nothing but shared references to it.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// Reads once without waiting: `None` if there is nothing yet, 0 at the end.
+fn attempt(mut read: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<Option<usize>> {
+    loop {
+        return match read() {
+            Ok(length) => Ok(Some(length)),
+            Err(Errno::INTR) => continue,
+            Err(Errno::AGAIN) => Ok(None),
+            // A terminal's master when the last slave has been closed: the end of its output.
+            Err(Errno::IO) => Ok(Some(0)),
+            Err(error) => Err(error.into()),
+        };
+    }
 }
 
 /// One descriptor registered with the runtime.
@@ -45,18 +60,11 @@ impl Channel {
         self.fd.get_ref().as_fd()
     }
 
-    /// Reads what is there without waiting: `None` if that is nothing yet, 0 at the end.
-    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        loop {
-            return match rustix::io::read(&self.fd, &mut *buffer) {
-                Ok(length) => Ok(Some(length)),
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) => Ok(None),
-                // A terminal's master when the last slave has been closed: the end of its output.
-                Err(Errno::IO) => Ok(Some(0)),
-                Err(error) => Err(error.into()),
-            };
-        }
+    /// Reads what is there without waiting, as much as the buffer has capacity for, in place of what it held: `None`
+    /// if that is nothing yet, 0 at the end.
+    pub(crate) fn try_read(&self, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
+        buffer.clear();
+        attempt(|| rustix::io::read(&self.fd, spare_capacity(buffer)))
     }
 
     /// Waits until there is something to read, or the end.
@@ -68,8 +76,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Reads at least one byte, or 0 at the end.
-    pub(crate) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Reads at least one byte as [`Channel::try_read`] does, or 0 at the end.
+    pub(crate) async fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         loop {
             let mut guard = self.fd.readable().await?;
             match self.try_read(buffer)? {
@@ -83,9 +91,11 @@ impl Channel {
     pub(crate) async fn read_exact(&self, buffer: &mut [u8]) -> io::Result<()> {
         let mut filled = 0;
         while filled < buffer.len() {
-            match self.read(&mut buffer[filled..]).await? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                length => filled += length,
+            let mut guard = self.fd.readable().await?;
+            match attempt(|| rustix::io::read(&self.fd, &mut buffer[filled..]))? {
+                Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(length) => filled += length,
+                None => guard.clear_ready(),
             }
         }
         Ok(())

@@ -382,14 +382,14 @@ impl Container {
         Ok(stats::of(&self.cgroup)?)
     }
 
-    /// Forgets an exec that has ended.
-    pub(crate) fn delete_exec(&self, exec_id: &str) -> Result<(), Error> {
-        let process = self.process(exec_id)?;
-        if !process.has_ended() {
-            return Err(Error::StillRuns(process.pid()));
+    /// Forgets an exec that has ended: this process of that name, which may be another's by now.
+    pub(crate) fn forget_exec(&self, exec_id: &str, process: &Arc<Process>) {
+        let mut execs = self.execs();
+        if let Some(Some(known)) = execs.get(exec_id)
+            && Arc::ptr_eq(known, process)
+        {
+            execs.remove(exec_id);
         }
-        self.execs().remove(exec_id);
-        Ok(())
     }
 
     /// Removes what the container has in the guest. One that was never started is ended for it.

@@ -163,9 +163,13 @@ impl Sandbox {
         Ok(self.container(id)?.process(exec_id)?)
     }
 
+    /// The end of a process. An exec is forgotten with it: nobody asks for one whose end is known.
     pub(crate) async fn wait(&self, id: &str, exec_id: &str) -> Result<Exit, Error> {
-        let finished = self.process(id, exec_id)?.finished();
-        process::end_of(finished).await.ok_or(Error::Down)
+        let container = self.container(id)?;
+        let process = container.process(exec_id)?;
+        let end = process::end_of(process.finished()).await;
+        container.forget_exec(exec_id, &process);
+        end.ok_or(Error::Down)
     }
 
     pub(crate) fn signal(
@@ -213,12 +217,8 @@ impl Sandbox {
         Ok(self.container(id)?.stats()?)
     }
 
-    pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<(), Error> {
-        let container = self.container(id)?;
-        if !exec_id.is_empty() {
-            return Ok(container.delete_exec(exec_id)?);
-        }
-        container.delete().await?;
+    pub(crate) async fn delete(&self, id: &str) -> Result<(), Error> {
+        self.container(id)?.delete().await?;
         self.containers().remove(id);
         Ok(())
     }

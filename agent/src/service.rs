@@ -174,7 +174,7 @@ impl agent_ttrpc::Agent for Service {
         request: api::DeleteRequest,
     ) -> ttrpc::Result<api::DeleteResponse> {
         self.sandbox
-            .delete(&request.container_id, &request.exec_id)
+            .delete(&request.container_id)
             .await
             .map_err(status)?;
         Ok(api::DeleteResponse::default())

@@ -240,16 +240,15 @@ impl Pumps {
 /// Moves what the host sends into the process's standard input, until the host half-closes.
 async fn input(connection: Channel, pipe: Channel) {
     let mut pipe = Some(pipe);
-    let mut buffer = vec![0; CHUNK];
+    let mut buffer = Vec::with_capacity(CHUNK);
     loop {
-        let length = match connection.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(length) => length,
-        };
+        if let Ok(0) | Err(_) = connection.read(&mut buffer).await {
+            return;
+        }
         // A process that has closed its standard input does not make the host's writer wait: what
         // comes is read and dropped.
         if let Some(open) = &pipe
-            && open.write_all(&buffer[..length]).await.is_err()
+            && open.write_all(&buffer).await.is_err()
         {
             pipe = None;
         }
@@ -259,12 +258,12 @@ async fn input(connection: Channel, pipe: Channel) {
 /// Moves what the host sends into the terminal. The host's half-close does not close a terminal:
 /// as with runc, the end of input is a character that somebody types.
 async fn keyboard(connection: Arc<Channel>, master: Arc<Channel>) {
-    let mut buffer = vec![0; 1024];
+    let mut buffer = Vec::with_capacity(1024);
     loop {
         match connection.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
-            Ok(length) => {
-                if master.write_all(&buffer[..length]).await.is_err() {
+            Ok(_) => {
+                if master.write_all(&buffer).await.is_err() {
                     return;
                 }
             }
@@ -291,14 +290,14 @@ impl Output {
 
     async fn run(mut self, mut ended: Ended, delivered: oneshot::Sender<()>) {
         let mut delivered = Some(delivered);
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = Vec::with_capacity(CHUNK);
         loop {
             // The order matters: an end that is seen here came before the source is found empty.
             let over = ended.borrow_and_update().is_some();
             match self.source.try_read(&mut buffer) {
                 Ok(Some(0)) | Err(_) => break,
-                Ok(Some(length)) => {
-                    self.hand_over(&buffer[..length]).await;
+                Ok(Some(_)) => {
+                    self.hand_over(&buffer).await;
                     // A process that never stops writing must not keep the others waiting.
                     tokio::task::consume_budget().await;
                     continue;

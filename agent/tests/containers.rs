@@ -141,13 +141,13 @@ async fn signals_end_processes_and_then_find_none() {
     assert_eq!(guest.wait("one", "other").await.unwrap(), 143);
     let (code, _) = status(guest.signal("one", "other", 15, false).await.unwrap_err());
     assert_eq!(code, Code::NOT_FOUND);
-    guest.delete("one", "other").await.unwrap();
-    let (code, _) = status(guest.delete("one", "").await.unwrap_err());
+    let (code, _) = status(guest.delete("one").await.unwrap_err());
     assert_eq!(code, Code::FAILED_PRECONDITION);
+    // Its name is free again: it was forgotten when its end was told.
     guest
         .exec(
             "one",
-            "third",
+            "other",
             &process(&["sleep", "1000"]),
             Streams::default(),
         )
@@ -155,10 +155,10 @@ async fn signals_end_processes_and_then_find_none() {
         .unwrap();
     guest.signal("one", "", 9, true).await.unwrap();
     assert_eq!(guest.wait("one", "").await.unwrap(), 137);
-    assert_eq!(guest.wait("one", "third").await.unwrap(), 137);
+    assert_eq!(guest.wait("one", "other").await.unwrap(), 137);
     let (code, _) = status(guest.signal("one", "", 9, false).await.unwrap_err());
     assert_eq!(code, Code::NOT_FOUND);
-    guest.delete("one", "").await.unwrap();
+    guest.delete("one").await.unwrap();
     assert_eq!(guest.left_over(), Vec::<std::path::PathBuf>::new());
 }
 
@@ -415,7 +415,7 @@ async fn what_cannot_be_is_one_clear_sentence_and_leaves_nothing() {
             .unwrap_err(),
     );
     assert_eq!(code, Code::ALREADY_EXISTS);
-    guest.delete("one", "").await.unwrap();
+    guest.delete("one").await.unwrap();
     assert_eq!(guest.left_over(), Vec::<std::path::PathBuf>::new());
 }
 

@@ -223,6 +223,12 @@ impl Container {
     pub(crate) async fn start(self: &Arc<Self>, exec_id: &str) -> Result<u32, AnyError> {
         let process = self.process(exec_id)?;
         self.moves("start", &self.name(&process))?;
+        if !exec_id.is_empty() {
+            let phase = self.init.state().phase;
+            if phase != Phase::Running {
+                return Err(self.wrong_state("exec in", &self.init, phase).into());
+            }
+        }
         {
             let mut state = process.state();
             if !state.phase.start() {
@@ -253,7 +259,11 @@ impl Container {
                 Ok(pid)
             }
             Err(error) => {
-                let exit = Exit::new(NOT_STARTED, SystemTime::now());
+                let exit = match &error {
+                    // As every process of a machine that ends.
+                    AnyError::Machine(machine::Error::Ended(_)) => Exit::killed(),
+                    _ => Exit::new(NOT_STARTED, SystemTime::now()),
+                };
                 let exit = process.state().phase.start_failed(exit);
                 if exec_id.is_empty() {
                     self.announce_exit(&process, exit);
@@ -373,15 +383,10 @@ impl Container {
             };
             (exit, state.pid, before == Phase::Created)
         };
-        let removed = if exec_id.is_empty() {
-            self.machine.destroy().await
-        } else if pid == 0 {
-            // The guest has never heard of it.
-            Ok(())
-        } else {
-            self.delete_exec(exec_id).await
-        };
-        if let Err(error) = removed {
+        // The guest has forgotten an exec that has ended, and never heard of one that was not started.
+        if exec_id.is_empty()
+            && let Err(error) = self.machine.destroy().await
+        {
             process.state().phase.delete_failed();
             return Err(error);
         }
@@ -405,20 +410,5 @@ impl Container {
             self.execs().remove(exec_id);
         }
         Ok(Deleted { pid, exit })
-    }
-
-    async fn delete_exec(&self, exec_id: &str) -> Result<(), AnyError> {
-        let answer = tokio::select! {
-            answer = self.machine.delete_exec(exec_id) => answer,
-            _ = machine::ended(&*self.machine) => Ok(()),
-        };
-        match answer {
-            // Nothing is left of it in the guest: that is what was asked for.
-            Err(machine::Error::Guest {
-                code: ttrpc::Code::NOT_FOUND,
-                ..
-            }) => Ok(()),
-            other => Ok(other?),
-        }
     }
 }

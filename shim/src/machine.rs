@@ -102,12 +102,10 @@ pub(crate) trait Machine: Send + Sync {
         process: &[u8],
         streams: Streams,
     ) -> Result<u32, crate::error::Error>;
-    /// Waits for a process to end. Its output has been handed to its streams then.
+    /// Waits for a process to end. Its output has been handed to its streams then, and the guest forgets an exec.
     async fn wait(&self, exec_id: &str) -> Result<Exit, Error>;
     /// Sends a signal to a process, or to `all` of the container.
     async fn signal(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), Error>;
-    /// Forgets an ended exec process.
-    async fn delete_exec(&self, exec_id: &str) -> Result<(), Error>;
     /// The container's processes but for the init process. Bounded: an error after two seconds.
     async fn processes(&self) -> Result<Vec<GuestProcess>, Error>;
     /// What the container has used. Bounded: an error after two seconds.

@@ -359,17 +359,6 @@ impl Machine for Vm {
             .map(drop)
     }
 
-    async fn delete_exec(&self, exec_id: &str) -> Result<(), MachineError> {
-        let request = agent::DeleteRequest {
-            container_id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            ..Default::default()
-        };
-        self.call("delete", self.agent.delete(no_limit(), &request))
-            .await
-            .map(drop)
-    }
-
     async fn processes(&self) -> Result<Vec<GuestProcess>, MachineError> {
         let request = agent::PidsRequest {
             container_id: self.id.clone(),

@@ -25,6 +25,7 @@ pub struct Case {
     body: Body,
     forkvm_only: Option<&'static str>,
     alone: bool,
+    patient: bool,
     vcpus: Option<u8>,
 }
 
@@ -48,6 +49,7 @@ impl Case {
             body,
             forkvm_only: None,
             alone: false,
+            patient: false,
             vcpus: None,
         }
     }
@@ -73,6 +75,13 @@ impl Case {
         self
     }
 
+    /// It may take longer the more cycles there are ([`Scene::cycles`]).
+    #[must_use]
+    pub fn patient(mut self) -> Self {
+        self.patient = true;
+        self
+    }
+
     /// Not run on runc, for a reason that `--list` shows.
     #[must_use]
     pub fn forkvm_only(mut self, reason: &'static str) -> Self {
@@ -88,6 +97,11 @@ impl Case {
     /// How many vCPUs it asks for; None takes what is configured.
     pub fn vcpus(&self) -> Option<u8> {
         self.vcpus
+    }
+
+    /// Whether its time grows with the cycles.
+    pub fn is_patient(&self) -> bool {
+        self.patient
     }
 
     /// Whether it runs while no other case does.

@@ -108,6 +108,11 @@ impl Inventory {
         Ok(Inventory { things })
     }
 
+    /// How many things there are.
+    pub fn count(&self) -> usize {
+        self.things.len()
+    }
+
     /// What is there now and was not there then. What goes away by itself before `deadline`, as a
     /// process that is about to end does, is waited for and is no leak.
     ///

@@ -11,5 +11,7 @@ pub mod machine;
 pub mod process;
 pub mod runner;
 pub mod scene;
+pub mod slope;
 pub mod syscalls;
 pub mod table;
+pub mod task_client;

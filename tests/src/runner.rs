@@ -35,6 +35,8 @@ pub struct Plan {
     pub jobs: usize,
     /// How long one case may take on one runtime.
     pub case_limit: Duration,
+    /// How often those cases go round that do the same again and again.
+    pub cycles: u32,
     /// Where the logs of failed cases go.
     pub logs: PathBuf,
     /// What messages call that folder.
@@ -182,13 +184,19 @@ impl Run<'_> {
     }
 
     fn case_on(&self, case: &Case, runtime: Runtime) -> Result<(), Failure> {
-        let deadline = Instant::now() + self.plan.case_limit;
+        let mut limit = self.plan.case_limit;
+        if case.is_patient() {
+            // A cycle is a container's whole life, seconds on a software processor.
+            limit += Duration::from_secs(5) * self.plan.cycles;
+        }
+        let deadline = Instant::now() + limit;
         let before = if case.is_alone() {
             Some(Inventory::take(deadline)?)
         } else {
             None
         };
         let scene = Scene::new(case.name(), runtime, self.machine, deadline)?;
+        scene.set_cycles(self.plan.cycles);
         let result = case.run(&scene);
         scene.clear();
         drop(scene);

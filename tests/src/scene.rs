@@ -27,6 +27,7 @@ pub struct Scene<'a> {
     deadline: Instant,
     scratch: TempDir,
     count: Cell<usize>,
+    cycles: Cell<u32>,
     left: RefCell<Vec<(Client, String)>>,
     kernel_checked: Cell<bool>,
     refusal_seen: Cell<bool>,
@@ -50,10 +51,28 @@ impl<'a> Scene<'a> {
             deadline,
             scratch: TempDir::with_prefix("forkvm-e2e-").map_err(Failure::io("scratch folder"))?,
             count: Cell::new(0),
+            cycles: Cell::new(1),
             left: RefCell::default(),
             kernel_checked: Cell::new(false),
             refusal_seen: Cell::new(false),
         })
+    }
+
+    /// See [`Scene::cycles`].
+    pub(crate) fn set_cycles(&self, cycles: u32) {
+        self.cycles.set(cycles);
+    }
+
+    /// How often a case goes round that does the same again and again.
+    pub fn cycles(&self) -> u32 {
+        self.cycles.get()
+    }
+
+    /// Shows what a case has found, line by line.
+    pub fn note(&self, text: &str) {
+        for line in text.lines() {
+            println!("      {} on {}: {line}", self.name, self.runtime.name());
+        }
     }
 
     /// When the case has to be over.

@@ -263,10 +263,9 @@ impl Guest {
             .map(|_| ())
     }
 
-    pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> ttrpc::Result<()> {
+    pub(crate) async fn delete(&self, id: &str) -> ttrpc::Result<()> {
         let request = forkvm_api::agent::DeleteRequest {
             container_id: id.to_owned(),
-            exec_id: exec_id.to_owned(),
             ..Default::default()
         };
         self.client
@@ -318,7 +317,7 @@ impl Guest {
         let mut text = String::new();
         connection.read_to_string(&mut text).await.unwrap();
         errors.read_to_string(&mut text).await.unwrap();
-        self.delete(id, "").await.unwrap();
+        self.delete(id).await.unwrap();
         (text, status)
     }
 

@@ -2,8 +2,10 @@
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use containerd_shim::event::Event;
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
 use forkvm_api::agent::StatsResponse;
+use protobuf::Message;
 
 use super::{Container, Error, phase::Phase};
 use crate::{error::Error as AnyError, machine};
@@ -73,11 +75,11 @@ impl Container {
                 *container.lock_stats() = used;
             }
             container.arrive(paused, Motion::Running, Motion::Paused)?;
-            container.events.publish(TaskPaused {
+            let event = TaskPaused {
                 container_id: container.id.clone(),
                 ..Default::default()
-            });
-            Ok(())
+            };
+            Ok(container.tell("pause", event)?)
         })
         .await
     }
@@ -90,13 +92,24 @@ impl Container {
             let resumed = container.machine.resume().await;
             container.arrive(resumed, Motion::Paused, Motion::Running)?;
             *container.lock_stats() = None;
-            container.events.publish(TaskResumed {
+            let event = TaskResumed {
                 container_id: container.id.clone(),
                 ..Default::default()
-            });
-            Ok(())
+            };
+            Ok(container.tell("resume", event)?)
         })
         .await
+    }
+
+    /// Publishes that a step is done, unless the container has ended meanwhile: nothing may be told of it behind its end,
+    /// which is told when the phase is left, and so under the same lock.
+    fn tell(&self, action: &'static str, event: impl Event + Message) -> Result<(), Error> {
+        let state = self.init.state();
+        if state.phase != Phase::Running {
+            return Err(self.wrong_state(action, &self.init, state.phase));
+        }
+        self.events.publish(event);
+        Ok(())
     }
 
     /// Where a step that began at `from` has led: to `to` if it was done.

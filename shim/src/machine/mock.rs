@@ -78,6 +78,7 @@ pub(crate) struct Mock {
     pub(crate) hold_start: AtomicBool,
     pub(crate) release_start: Notify,
     pub(crate) start_asked: Notify,
+    started: AtomicBool,
     /// SIGKILL of the init process does not end it.
     pub(crate) immortal: AtomicBool,
     pub(crate) destroyed: AtomicU32,
@@ -88,6 +89,8 @@ pub(crate) struct Mock {
     pub(crate) updates: Mutex<Vec<LinuxResources>>,
     /// What its processors were told: whether to stand still.
     pub(crate) paused: Mutex<Vec<bool>>,
+    /// Whether they do: nothing is answered meanwhile.
+    standing: watch::Sender<bool>,
     /// `pause` and `resume` wait for this while it is set.
     pub(crate) hold_pause: AtomicBool,
     pub(crate) release_pause: Notify,
@@ -116,7 +119,10 @@ impl Mock {
             oom_kills: *self.oom_kills.borrow(),
             ..Exit::new(status, SystemTime::now())
         };
-        self.exit_of(exec_id).send_replace(Some(exit));
+        self.exit_of(exec_id).send_if_modified(|known| {
+            // A process ends once.
+            known.get_or_insert(exit) == &exit
+        });
     }
 
     /// The monitor is gone, for this reason.
@@ -133,10 +139,18 @@ impl Mock {
         if self.stuck.swap(false, Ordering::Relaxed) {
             return Err(Error::Io(std::io::Error::other("stuck")));
         }
+        self.standing.send_replace(still);
         Ok(())
     }
 
+    /// Answers for the guest, as soon as it does not stand still.
     async fn answer<T>(&self, value: T) -> Result<T, Error> {
+        let mut standing = self.standing.subscribe();
+        tokio::select! {
+            biased;
+            reason = ended(self) => return Err(Error::Ended(reason)),
+            _ = standing.wait_for(|still| !still) => {}
+        }
         let guest = *self.guest();
         match guest {
             Guest::Well => Ok(value),
@@ -176,12 +190,22 @@ impl Machine for Mock {
             self.release_start.notified().await;
         }
         tokio::select! {
-            answer = self.answer(()) => Ok(answer?),
-            reason = ended(self) => Err(Error::Ended(reason).into()),
+            answer = self.answer(()) => answer?,
+            reason = ended(self) => return Err(Error::Ended(reason).into()),
         }
+        self.started.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn exec(&self, exec_id: &str, _: &[u8], streams: Streams) -> Result<u32, AnyError> {
+        if !self.started.load(Ordering::Relaxed) {
+            return Err(Error::Guest {
+                call: "exec",
+                code: Code::FAILED_PRECONDITION,
+                message: "has not been started".into(),
+            }
+            .into());
+        }
         self.names
             .lock()
             .unwrap()
@@ -195,7 +219,12 @@ impl Machine for Mock {
             .wait_for(Option::is_some)
             .await
             .map_err(|_| Error::Ended("gone".into()))?;
-        exit.ok_or_else(|| Error::Ended("gone".into()))
+        let exit = exit.ok_or_else(|| Error::Ended("gone".into()))?;
+        if !exec_id.is_empty() {
+            self.exits.lock().unwrap().remove(exec_id);
+            self.names.lock().unwrap().remove(exec_id);
+        }
+        Ok(exit)
     }
 
     async fn signal(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), Error> {
@@ -208,10 +237,6 @@ impl Machine for Mock {
             self.exit(exec_id, 137);
         }
         Ok(())
-    }
-
-    async fn delete_exec(&self, _: &str) -> Result<(), Error> {
-        self.answer(()).await
     }
 
     async fn processes(&self) -> Result<Vec<GuestProcess>, Error> {

@@ -20,6 +20,9 @@ use crate::machine::{
     mock::{Guest, MockBackend, PID},
 };
 
+mod against_model;
+mod model;
+
 struct Test {
     service: Arc<Service>,
     backend: Arc<MockBackend>,

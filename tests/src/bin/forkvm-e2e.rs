@@ -34,6 +34,9 @@ struct Arguments {
     /// How long one case may take on one runtime.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     limit: u64,
+    /// How often the cases named soak/ go round.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    cycles: u32,
     /// Folder for the logs of failed cases.
     #[arg(long, default_value = "/var/log/forkvm-e2e", value_name = "FOLDER")]
     logs: PathBuf,
@@ -82,6 +85,7 @@ fn run(arguments: &Arguments) -> Result<Summary, Failure> {
         runtimes,
         jobs: arguments.jobs,
         case_limit: Duration::from_secs(arguments.limit),
+        cycles: arguments.cycles,
         logs: arguments.logs.clone(),
         logs_shown: arguments
             .logs_shown_as

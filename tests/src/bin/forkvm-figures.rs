@@ -10,7 +10,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use forkvm_tests::{
     failure::Failure,
-    figures::{calibration::Calibration, demo, density, gate, measure, memory, report, show},
+    figures::{calibration::Calibration, demo, density, exec, gate, measure, memory, report, show},
     machine::{Machine, Runtime},
 };
 
@@ -34,6 +34,14 @@ enum Command {
     },
     /// What a container's machine takes of the host's memory, at rest and after work.
     Density {
+        #[command(flatten)]
+        set: Set,
+    },
+    /// A process that is added to a running container, beside runc.
+    Exec {
+        /// How many measured runs of each.
+        #[arg(long, default_value_t = 30, value_name = "N")]
+        runs: usize,
         #[command(flatten)]
         set: Set,
     },
@@ -94,6 +102,7 @@ fn run(command: Command) -> Result<(), Failure> {
             demo::run(&machine, runs, &set.mode, !set.no_crowd, &set.out)
         }
         Command::Density { set } => density::run(&set.mode, !set.no_crowd, &set.out),
+        Command::Exec { runs, set } => exec::run(runs, &set.mode, &set.out),
         Command::Calibrate => {
             let taken = serde_json::to_string(&Calibration::take()?);
             let text = taken.map_err(|error| Failure::new(error.to_string()))?;

@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod density;
+pub mod exec;
 pub mod gate;
 pub mod measure;
 mod running;

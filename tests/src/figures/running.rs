@@ -56,6 +56,11 @@ impl RunningContainer {
         Ok((this, running))
     }
 
+    /// Its name.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// The process of its task: the monitor.
     pub(super) fn task_pid(&self) -> Result<u32, Failure> {
         let list = ["ctr", "task", "ls"].map(String::from);

@@ -17,6 +17,7 @@ mod killed;
 mod memory;
 mod processes;
 mod refusals;
+mod soak;
 mod tasks;
 mod templates;
 mod terminals;
@@ -43,6 +44,7 @@ pub fn cases() -> Vec<Case> {
         killed::cases(),
         exhausted::cases(),
         damage::cases(),
+        soak::cases(),
     ]
     .concat()
 }

@@ -1,0 +1,161 @@
+//! The same again and again, and many at once: nothing may grow, and nothing may be left.
+
+use std::fs;
+
+use crate::{
+    case::{Case, scenario},
+    container::{BUSYBOX, Client, Container, ctr},
+    failure::{Failure, ensure},
+    leak::Inventory,
+    machine::Runtime,
+    process,
+    scene::Scene,
+    slope::Slopes,
+};
+
+use super::tasks::task_pid;
+
+/// A round of cycles lies between two readings.
+const ROUNDS: u32 = 10;
+
+/// How many are started and deleted at once.
+const CROWD: usize = 30;
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        scenario("soak/containers-leave-nothing-in-containerd", containers)
+            .alone()
+            .patient(),
+        scenario("soak/execs-leave-nothing-in-the-shim", execs)
+            .alone()
+            .patient(),
+        scenario("soak/thirty-at-once-three-times", crowds)
+            .alone()
+            .patient(),
+    ]
+}
+
+/// Cycles in one round: on runc enough to see that the case is right.
+fn cycles_a_round(scene: &Scene<'_>) -> u32 {
+    let all = match scene.runtime {
+        Runtime::Forkvm => scene.cycles(),
+        Runtime::Runc => scene.cycles() / 5,
+    };
+    all.div_ceil(ROUNDS)
+}
+
+/// What containerd and the machine hold does not depend on how many containers have come and gone.
+fn containers(scene: &Scene<'_>) -> Result<(), Failure> {
+    let containerd = pid_of("containerd")?;
+    let container = ctr(BUSYBOX).command(["true"]);
+    let mut slopes = Slopes::default();
+    for _ in 0..=ROUNDS {
+        for _ in 0..cycles_a_round(scene) {
+            scene.run(&container)?;
+        }
+        // A Go program's memory is what its collector leaves lying about: a leak of a page a container is seen above it.
+        let bound = 4.0 * f64::from(cycles_a_round(scene)) + 256.0;
+        slopes.add_process("containerd", containerd, bound)?;
+        let held = Inventory::take(scene.deadline())?.count();
+        slopes.add("things on the machine", held as f64, 0.0);
+    }
+    scene.note(&slopes.judge()?);
+    Ok(())
+}
+
+/// One shim and one monitor, and many execs.
+fn execs(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = scene.detach(&ctr(BUSYBOX).command(["sleep", "100000"]))?;
+    scene.check_kernel(Client::Ctr, &id)?;
+    let task = task_pid(scene, &id)?;
+    let shim = parent_of(task)?;
+    let mut slopes = Slopes::default();
+    for _ in 0..=ROUNDS {
+        for _ in 0..cycles_a_round(scene) {
+            let output = scene.exec(Client::Ctr, &id, ["echo", "here"])?.exits(0)?;
+            ensure(output.text() == "here\n", || {
+                format!("exec has written {:?}", output.text())
+            })?;
+        }
+        slopes.add_process("the shim", shim, 0.4 * f64::from(cycles_a_round(scene)))?;
+        // The monitor's memory is the guest's, which goes back some time after it was used.
+        slopes.add_process("the task's process", task, 64.0)?;
+    }
+    scene.note(&slopes.judge()?);
+    scene.host(["ctr", "task", "rm", "--force", &id])?;
+    scene.ok(["ctr", "container", "rm", &id]).map(drop)
+}
+
+/// The process of this name.
+fn pid_of(name: &str) -> Result<u32, Failure> {
+    let entries = fs::read_dir("/proc").map_err(Failure::io("/proc"))?;
+    let mut pids = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_it = |pid: &u32| {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
+        comm.is_ok_and(|comm| comm.trim_end() == name)
+    };
+    pids.find(is_it)
+        .ok_or_else(|| Failure::new(format!("no process is called {name}")))
+}
+
+/// Its parent: `PPid` of /proc/PID/status (proc(5)).
+fn parent_of(pid: u32) -> Result<u32, Failure> {
+    let file = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&file).map_err(Failure::io(&file))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("PPid:"));
+    line.and_then(|rest| rest.trim().parse().ok())
+        .ok_or_else(|| Failure::new(format!("{file} has no PPid")))
+}
+
+/// Many clients start containers at once, and then many delete them at once.
+fn crowds(scene: &Scene<'_>) -> Result<(), Failure> {
+    let rounds = match scene.runtime {
+        Runtime::Forkvm => 3,
+        Runtime::Runc => 1,
+    };
+    for _ in 0..rounds {
+        let before = Inventory::take(scene.deadline())?;
+        crowd(
+            scene,
+            &ctr(BUSYBOX)
+                .sh("exec sleep 100000")
+                .detached()
+                .option(&["--null-io"]),
+        )?;
+        let left = before.leaks(scene.within(60))?;
+        ensure(left.is_empty(), || format!("left behind: {left:?}"))?;
+    }
+    Ok(())
+}
+
+fn crowd(scene: &Scene<'_>, container: &Container) -> Result<(), Failure> {
+    let mut clients = Vec::new();
+    for _ in 0..CROWD {
+        clients.push(scene.start(container)?);
+    }
+    let mut ids = Vec::new();
+    for (id, client) in clients {
+        client.wait(scene.deadline())?.exits(0)?;
+        ids.push(id);
+    }
+    scene.check_kernel(Client::Ctr, &ids[0])?;
+    let mut removals = Vec::new();
+    for id in &ids {
+        let words = ["ctr", "task", "rm", "--force", id].map(String::from);
+        removals.push(process::Running::spawn(&words, process::Streams::Pipes)?);
+    }
+    for removal in removals {
+        let output = removal.wait(scene.deadline())?;
+        // It returns the status of the process that it has killed.
+        ensure(
+            output.error_text().is_empty() || output.error_text().contains("137"),
+            || output.failure("a forced removal failed").to_string(),
+        )?;
+    }
+    for id in &ids {
+        scene.ok(["ctr", "container", "rm", id])?;
+    }
+    Ok(())
+}
