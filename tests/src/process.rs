@@ -5,7 +5,7 @@
 //! something sleeps on a condition variable until that something or the deadline.
 
 use std::{
-    fmt,
+    fmt, fs,
     io::{self, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
@@ -429,6 +429,35 @@ fn set_window(terminal: impl AsFd, rows: u16, columns: u16) -> io::Result<()> {
         ws_ypixel: 0,
     };
     Ok(tcsetwinsize(terminal, size)?)
+}
+
+/// The process of this name.
+///
+/// # Errors
+/// There is none.
+pub fn pid_of(name: &str) -> Result<u32, Failure> {
+    let entries = fs::read_dir("/proc").map_err(Failure::io("/proc"))?;
+    let mut pids = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_it = |pid: &u32| {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
+        comm.is_ok_and(|comm| comm.trim_end() == name)
+    };
+    pids.find(is_it)
+        .ok_or_else(|| Failure::new(format!("no process is called {name}")))
+}
+
+/// A process's parent: `PPid` of /proc/PID/status (proc(5)).
+///
+/// # Errors
+/// It is gone.
+pub fn parent_of(pid: u32) -> Result<u32, Failure> {
+    let file = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&file).map_err(Failure::io(&file))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("PPid:"));
+    line.and_then(|rest| rest.trim().parse().ok())
+        .ok_or_else(|| Failure::new(format!("{file} has no PPid")))
 }
 
 /// A command line as a shell takes it.

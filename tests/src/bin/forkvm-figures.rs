@@ -10,7 +10,9 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use forkvm_tests::{
     failure::Failure,
-    figures::{calibration::Calibration, demo, density, exec, gate, measure, memory, report, show},
+    figures::{
+        calibration::Calibration, demo, density, exec, gate, measure, memory, report, show, stdout,
+    },
     machine::{Machine, Runtime},
 };
 
@@ -41,6 +43,14 @@ enum Command {
     Exec {
         /// How many measured runs of each.
         #[arg(long, default_value_t = 30, value_name = "N")]
+        runs: usize,
+        #[command(flatten)]
+        set: Set,
+    },
+    /// A container that writes much, beside runc.
+    Stdout {
+        /// How many measured runs of each.
+        #[arg(long, default_value_t = 3, value_name = "N")]
         runs: usize,
         #[command(flatten)]
         set: Set,
@@ -103,6 +113,7 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Density { set } => density::run(&set.mode, !set.no_crowd, &set.out),
         Command::Exec { runs, set } => exec::run(runs, &set.mode, &set.out),
+        Command::Stdout { runs, set } => stdout::run(runs, &set.mode, &set.out),
         Command::Calibrate => {
             let taken = serde_json::to_string(&Calibration::take()?);
             let text = taken.map_err(|error| Failure::new(error.to_string()))?;

@@ -6,5 +6,7 @@ pub mod exec;
 pub mod gate;
 pub mod measure;
 mod running;
+pub mod stdout;
+mod tracing;
 
 pub use forkvm::bench::{calibration, memory, report, samples, show, timings};

@@ -1,14 +1,12 @@
 //! The same again and again, and many at once: nothing may grow, and nothing may be left.
 
-use std::fs;
-
 use crate::{
     case::{Case, scenario},
     container::{BUSYBOX, Client, Container, ctr},
     failure::{Failure, ensure},
     leak::Inventory,
     machine::Runtime,
-    process,
+    process::{self, parent_of, pid_of},
     scene::Scene,
     slope::Slopes,
 };
@@ -84,29 +82,6 @@ fn execs(scene: &Scene<'_>) -> Result<(), Failure> {
     scene.note(&slopes.judge()?);
     scene.host(["ctr", "task", "rm", "--force", &id])?;
     scene.ok(["ctr", "container", "rm", &id]).map(drop)
-}
-
-/// The process of this name.
-fn pid_of(name: &str) -> Result<u32, Failure> {
-    let entries = fs::read_dir("/proc").map_err(Failure::io("/proc"))?;
-    let mut pids = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let is_it = |pid: &u32| {
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
-        comm.is_ok_and(|comm| comm.trim_end() == name)
-    };
-    pids.find(is_it)
-        .ok_or_else(|| Failure::new(format!("no process is called {name}")))
-}
-
-/// Its parent: `PPid` of /proc/PID/status (proc(5)).
-fn parent_of(pid: u32) -> Result<u32, Failure> {
-    let file = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&file).map_err(Failure::io(&file))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("PPid:"));
-    line.and_then(|rest| rest.trim().parse().ok())
-        .ok_or_else(|| Failure::new(format!("{file} has no PPid")))
 }
 
 /// Many clients start containers at once, and then many delete them at once.
