@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use forkvm_tests::{
     failure::Failure,
     figures::{calibration::Calibration, demo, density, gate, measure, memory, report, show},
-    machine::{Machine, Runtime},
+    machine::{Containerd, Machine, Runtime},
 };
 
 /// Measures forkvm beside runc on this machine, and shows what was measured.
@@ -90,7 +90,8 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Demo { runs, set } => {
             let runtimes = [Runtime::Runc, Runtime::Forkvm];
-            let machine = Machine::look(&runtimes, measure::deadline())?;
+            let machine =
+                Machine::look(Containerd::OF_THE_MACHINE, &runtimes, measure::deadline())?;
             demo::run(&machine, runs, &set.mode, !set.no_crowd, &set.out)
         }
         Command::Density { set } => density::run(&set.mode, !set.no_crowd, &set.out),

@@ -17,7 +17,10 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         scenario("crash/the-tasks-process-is-killed", kill_task),
         scenario("crash/the-shim-is-killed", kill_shim),
-        scenario("crash/containerd-is-restarted", restart_containerd),
+        scenario(
+            "crash/containerd-is-killed-and-started-again",
+            restart_containerd,
+        ),
     ]
     .into_iter()
     .map(Case::alone)
@@ -68,7 +71,15 @@ fn restart_containerd(scene: &Scene<'_>) -> Result<(), Failure> {
     let id = scene.detach(&ctr(BUSYBOX).sh("trap 'echo last; exit 5' TERM; sleep 1000 & wait"))?;
     scene.check_kernel(Client::Ctr, &id)?;
     let before = task_pid(scene, &id)?;
-    scene.ok(["systemctl", "restart", "containerd"])?;
+    let unit = &scene.machine.containerd.unit;
+    scene.ok([
+        "systemctl",
+        "kill",
+        "--kill-whom=main",
+        "--signal=KILL",
+        unit,
+    ])?;
+    scene.ok(["systemctl", "restart", unit])?;
     let after = task_pid(scene, &id)?;
     ensure(before == after, || {
         format!("process {before} became {after}")

@@ -62,7 +62,7 @@ fn kill_softly(scene: &Scene<'_>) -> Result<(), Failure> {
 }
 
 /// A detached container that sleeps, on the right kernel.
-fn sleeper(scene: &Scene<'_>) -> Result<String, Failure> {
+pub(super) fn sleeper(scene: &Scene<'_>) -> Result<String, Failure> {
     let id = scene.detach(&ctr(BUSYBOX).command(["sleep", "1000"]))?;
     scene.check_kernel(Client::Ctr, &id)?;
     Ok(id)
