@@ -11,6 +11,7 @@ use crate::{
     scene::Scene,
 };
 
+use super::files::log_at_end;
 use super::tasks::{Events, remove_task, task_pid};
 
 pub(super) fn cases() -> Vec<Case> {
@@ -88,7 +89,7 @@ fn restart_containerd(scene: &Scene<'_>) -> Result<(), Failure> {
     let events = Events::subscribe(scene)?;
     scene.ok(["ctr", "task", "kill", "--signal", "TERM", &id])?;
     events.wait(scene, "/tasks/exit", &id)?;
-    let log = scene.read(scene.log_of(&id))?;
+    let log = log_at_end(scene, &id, "last")?;
     ensure(log.ends_with("last\n"), || format!("the log is {log:?}"))?;
     remove_task(scene, &id, 5)?;
     scene.ok(["ctr", "container", "rm", &id]).map(drop)
