@@ -9,7 +9,7 @@ ARTEFACTS := \
 	$(TRIPLE)/release/forkvm-vmm:usr/libexec/forkvm/forkvm-vmm:755 \
 	guest/vmlinux:usr/share/forkvm/vmlinux:644 \
 	guest/initramfs.cpio:usr/share/forkvm/initramfs.cpio:644
-PROGRAMS := forkvm containerd-shim-forkvm-v2 forkvm-vmm forkvm-e2e forkvm-figures forkvm-syscalls
+PROGRAMS := forkvm containerd-shim-forkvm-v2 forkvm-vmm forkvm-e2e forkvm-conformance forkvm-figures forkvm-syscalls
 AGENT := $(TARGET)/agent/$(TRIPLE)/release/forkvm-agent
 MULTIARCH := x86_64-linux-gnu
 STATIC_SECCOMP := LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH)
