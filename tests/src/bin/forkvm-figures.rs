@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use forkvm_tests::{
+    conformance::report as conformance,
     failure::Failure,
     figures::{calibration::Calibration, demo, density, gate, measure, memory, report, show},
     machine::{Containerd, Machine, Runtime},
@@ -131,7 +132,7 @@ fn show_reports(folder: &Path) -> Result<(), Failure> {
                     .to_owned(),
             )
         })
-        .filter(|name| !name.ends_with(".samples"))
+        .filter(|name| !name.ends_with(".samples") && name != conformance::NAME)
         .collect();
     names.sort();
     let mut reports = Vec::new();
@@ -140,6 +141,9 @@ fn show_reports(folder: &Path) -> Result<(), Failure> {
         reports.push((name, figures));
     }
     println!("{}", show::reports(&reports));
+    for entry in conformance::read(folder)? {
+        println!("{entry}");
+    }
     Ok(())
 }
 

@@ -1,6 +1,10 @@
 //! What came of the suites: `target/report/conformance.json`, an array with one entry for each suite and containerd.
 
-use std::{collections::BTreeMap, fmt, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -71,7 +75,7 @@ impl Entry {
         let same = |entry: &Entry| entry.suite == self.suite && entry.containerd == self.containerd;
         entries.retain(|entry| !same(entry));
         entries.push(self.clone());
-        let path = folder.join(FILE);
+        let path = path(folder);
         let text = serde_json::to_string_pretty(&entries)
             .map_err(|error| Failure::new(error.to_string()))?;
         fs::create_dir_all(folder)
@@ -80,15 +84,19 @@ impl Entry {
     }
 }
 
-/// The report's name in its folder.
-pub const FILE: &str = "conformance.json";
+/// The report's name among others, without its ending.
+pub const NAME: &str = "conformance";
+
+fn path(folder: &Path) -> PathBuf {
+    folder.join(format!("{NAME}.json"))
+}
 
 /// Reads the report in `folder`; none is an empty one.
 ///
 /// # Errors
 /// When it is there and cannot be read.
 pub fn read(folder: &Path) -> Result<Vec<Entry>, Failure> {
-    let path = folder.join(FILE);
+    let path = path(folder);
     if !path.exists() {
         return Ok(Vec::new());
     }
