@@ -49,19 +49,15 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Takes in one line.
-    fn line(&mut self, line: &str) {
-        let Some((_, about)) = line.split_once(MARK) else {
-            return;
-        };
+    /// Takes in one line; gives the test of whose end it tells.
+    fn line(&mut self, line: &str) -> Option<(String, End)> {
+        let (_, about) = line.split_once(MARK)?;
         let mut words = about.split_whitespace();
         let (_, what, name) = (words.next(), words.next(), words.next());
-        let (Some(what), Some(name)) = (what, name) else {
-            return;
-        };
+        let (what, name) = (what?, name?);
         // Tests inside of tests have a slash in their names, and are told by the outer one's end.
         if name.contains('/') {
-            return;
+            return None;
         }
         let end = match what {
             "PASS:" => End::Passed,
@@ -69,21 +65,23 @@ impl Outcome {
             "SKIP:" => End::Skipped,
             "RUN" | "CONT" => {
                 self.running.insert(name.to_owned());
-                return;
+                return None;
             }
             "PAUSE" => {
                 self.running.remove(name);
-                return;
+                return None;
             }
-            _ => return,
+            _ => return None,
         };
         self.running.remove(name);
         self.ends.insert(name.to_owned(), end);
+        Some((name.to_owned(), end))
     }
 
     /// Those that were under way when the program ended have ended like that.
     fn rest(&mut self, end: End) {
         for name in std::mem::take(&mut self.running) {
+            show(&name, end);
             self.ends.insert(name, end);
         }
     }
@@ -150,10 +148,7 @@ pub fn run(
                 left.join(" ")
             )));
         }
-        for (name, end) in outcome.ends {
-            println!("      {} {name}", end.shown());
-            ends.insert(name, end);
-        }
+        ends.extend(outcome.ends);
     }
 }
 
@@ -168,6 +163,10 @@ impl End {
             End::Crashed => "crashed",
         }
     }
+}
+
+fn show(test: &str, end: End) {
+    println!("      {} {test}", end.shown());
 }
 
 fn once(command: &mut Command, log: &mut dyn std::io::Write) -> Result<Outcome, Failure> {
@@ -204,7 +203,9 @@ fn once(command: &mut Command, log: &mut dyn std::io::Write) -> Result<Outcome, 
             Ok(line) => {
                 log.write_all(line.as_bytes())
                     .map_err(Failure::io("the log"))?;
-                outcome.line(&line);
+                if let Some((name, end)) = outcome.line(&line) {
+                    show(&name, end);
+                }
             }
             Err(RecvTimeoutError::Disconnected) => break End::Crashed,
             Err(RecvTimeoutError::Timeout) => break End::Hung,
@@ -223,7 +224,9 @@ mod tests {
 
     fn after(lines: &[&str]) -> Outcome {
         let mut outcome = Outcome::default();
-        lines.iter().for_each(|line| outcome.line(line));
+        for line in lines {
+            outcome.line(line);
+        }
         outcome
     }
 

@@ -150,11 +150,14 @@ impl RuntimeTest {
                 }
                 let output = bundle.run(runtime, &root)?;
                 let checks = checks(&output.text());
-                ensure(!checks.is_empty(), || {
-                    output
-                        .failure(format!("no check was made in the bundle {}", bundle.name))
-                        .to_string()
-                })?;
+                if checks.is_empty() {
+                    // On runc the case is wrong then; on forkvm each check that runc passed counts as failed.
+                    let failure = output.failure(format!("no check in bundle {}", bundle.name));
+                    if runtime == Runtime::Runc {
+                        return Err(failure);
+                    }
+                    println!("      {}: {failure}", End::Failed.shown());
+                }
                 for (check, end) in checks {
                     if end == End::Failed {
                         println!("      {} {}: {check}", end.shown(), bundle.name);
