@@ -1,8 +1,8 @@
 // Serves container images to the tests of others: `registry ADDRESS LAYOUT` is a registry on ADDRESS, in memory, with
 // the images that those tests ask for, made from the one image of the OCI layout in the folder LAYOUT:
 //
-//	test/image:1    the image
-//	test/layers:1   the same with one layer more
+//	test/image:1    the image, with users in a layer more
+//	test/layers:1   the same with one layer more again
 //
 // It writes `ready` when they are there, and serves until it is killed.
 package main
@@ -14,9 +14,11 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -41,7 +43,14 @@ func serve(address, folder string) error {
 	if err != nil {
 		return fmt.Errorf("the layout %s: %w", folder, err)
 	}
-	layers, err := withOneLayerMore(image)
+	image, err = with(image, map[string]string{
+		"etc/passwd": "root:x:0:0:root:/:/bin/sh\nwww-data:x:33:33:www-data:/:/bin/sh\n",
+		"etc/group":  "root:x:0:\nwww-data:x:33:\n",
+	})
+	if err != nil {
+		return err
+	}
+	layers, err := with(image, map[string]string{"second": "of the second layer\n"})
 	if err != nil {
 		return err
 	}
@@ -81,15 +90,18 @@ func onlyImage(folder string) (v1.Image, error) {
 	return index.Image(manifest.Manifests[0].Digest)
 }
 
-func withOneLayerMore(image v1.Image) (v1.Image, error) {
+// with gives the image one layer more, of these files.
+func with(image v1.Image, files map[string]string) (v1.Image, error) {
 	var archive bytes.Buffer
 	writer := tar.NewWriter(&archive)
-	text := []byte("of the second layer\n")
-	if err := writer.WriteHeader(&tar.Header{Name: "second", Mode: 0o644, Size: int64(len(text))}); err != nil {
-		return nil, err
-	}
-	if _, err := writer.Write(text); err != nil {
-		return nil, err
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		text := files[path]
+		if err := writer.WriteHeader(&tar.Header{Name: path, Mode: 0o644, Size: int64(len(text))}); err != nil {
+			return nil, err
+		}
+		if _, err := io.WriteString(writer, text); err != nil {
+			return nil, err
+		}
 	}
 	if err := writer.Close(); err != nil {
 		return nil, err

@@ -35,8 +35,8 @@ pub enum End {
     Crashed,
 }
 
-/// How long a program may be silent. Its longest tests take a minute on a software processor.
-pub const SILENCE: Duration = Duration::from_secs(240);
+/// How long a program may be silent. Its longest tests write nothing for half a minute on a software processor.
+pub const SILENCE: Duration = Duration::from_secs(120);
 
 /// In front of a line about a test.
 const MARK: char = '\u{16}';
