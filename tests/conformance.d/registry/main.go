@@ -4,7 +4,7 @@
 //	test/image:1    the image, with users in a layer more
 //	test/layers:1   the same with one layer more again
 //
-// It writes `ready` when they are there, and serves until it is killed.
+// It writes `ready` when they are there, and serves until its standard input ends, so also when who started it has died.
 package main
 
 import (
@@ -58,7 +58,11 @@ func serve(address, folder string) error {
 	if err != nil {
 		return err
 	}
-	ended := make(chan error)
+	ended := make(chan error, 2)
+	go func() {
+		_, err := io.Copy(io.Discard, os.Stdin)
+		ended <- err
+	}()
 	go func() {
 		ended <- http.Serve(listener, registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	}()
