@@ -51,7 +51,7 @@ conformance_programs() {
 # The source is the very one that the containerd beside is built from (tests/containerds/2.4).
 copy_source_24() {
     local folder
-    folder=$(cd "$top/tests/containerds/2.4" && go mod download && go list -m -f '{{.Dir}}' github.com/containerd/containerd/v2)
+    folder=$(cd "$top/tests/containerds/2.4" && go mod download github.com/containerd/containerd/v2 && go list -m -f '{{.Dir}}' github.com/containerd/containerd/v2)
     cp -r --no-preserve=mode "$folder" "$work/2.4"
 }
 
