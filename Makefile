@@ -9,23 +9,26 @@ ARTEFACTS := \
 	$(TRIPLE)/release/forkvm-vmm:usr/libexec/forkvm/forkvm-vmm:755 \
 	guest/vmlinux:usr/share/forkvm/vmlinux:644 \
 	guest/initramfs.cpio:usr/share/forkvm/initramfs.cpio:644
-PROGRAMS := forkvm containerd-shim-forkvm-v2 forkvm-vmm forkvm-e2e forkvm-figures forkvm-syscalls
+PROGRAMS := forkvm containerd-shim-forkvm-v2 forkvm-vmm forkvm-e2e forkvm-conformance forkvm-figures forkvm-syscalls
 AGENT := $(TARGET)/agent/$(TRIPLE)/release/forkvm-agent
 MULTIARCH := x86_64-linux-gnu
 STATIC_SECCOMP := LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build binaries agent kernel guest install images host shell demo test fuzz figures report fmt lint clean
+.PHONY: help deps build binaries agent kernel guest install images host shell demo test conformance fuzz figures report fmt lint clean
 
 help: ## this text
 	@echo "usage: make TARGET"; echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: ## containers in forked microVMs beside runc, timed; installs and builds what is missing
 	@tests/demo
 
 test: ## formatting, lints, unit tests and the end-to-end tables
 	@tests/run
+
+conformance: ## suites that others wrote, on runc first; needs Go
+	@tests/conformance
 
 fuzz: ## fuzz by hand: make fuzz TARGET=files TIME=10m (all targets, a minute each, if nothing is said)
 	@# TARGET is the folder of what is built, unless it was said on the command line of this very make.

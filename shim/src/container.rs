@@ -41,14 +41,15 @@ pub(crate) const GUEST_PID_BASE: u32 = 1 << 22;
 /// Status of a process that could not be started, as runc's shim reports it.
 const NOT_STARTED: u32 = 255;
 
-/// Why something cannot be done to a container.
+/// Why something cannot be done to a container. What is not found says so at its end, as containerd's own errors do: clients
+/// before 2.3 put these words there for the code, newer ones show what the shim says.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("container {0} is not there")]
+    #[error("container {0} is not there: not found")]
     NoContainer(String),
-    #[error("container {container} has no process {exec}")]
+    #[error("container {container} has no process {exec}: not found")]
     NoProcess { container: String, exec: String },
-    #[error("process {0} has ended already")]
+    #[error("process {0} has ended already: not found")]
     Finished(String),
     #[error("container {0} is there already")]
     ContainerExists(String),

@@ -306,12 +306,18 @@ const DEFAULT_DEVICES: [&str; 9] = [
     "/dev/pts",
 ];
 
+/// Character devices that are the kernel's own, whichever kernel it is, under any name: the guest's serve as well as the host's.
+/// Major and minor numbers: null, zero, full, random, urandom, tty (Linux' Documentation/admin-guide/devices.txt).
+const OF_EVERY_KERNEL: [(i64, i64); 6] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0)];
+
 fn check_devices(linux: &Linux) -> Result<(), Error> {
     for device in linux.devices().iter().flatten() {
         let default = DEFAULT_DEVICES
             .iter()
             .any(|path| device.path() == Path::new(path));
-        if !default && device.typ() != LinuxDeviceType::P {
+        let of_every_kernel = device.typ() == LinuxDeviceType::C
+            && OF_EVERY_KERNEL.contains(&(device.major(), device.minor()));
+        if !default && !of_every_kernel && device.typ() != LinuxDeviceType::P {
             return unsupported(format!(
                 "devices of the host ({}; --device, --privileged)",
                 device.path().display()

@@ -17,13 +17,15 @@ use rustix::{
 
 use crate::{failure::Failure, process};
 
-/// Folders whose every entry belongs to some container.
+/// Folders whose every entry belongs to some container; `-beside`: of the containerd that `tests/containerds/beside` starts.
 const FOLDERS: &[&str] = &[
     "/run/forkvm",
     "/run/containerd",
+    "/run/containerd-beside",
     "/run/docker",
     "/run/netns",
     "/var/lib/containerd/io.containerd.runtime.v2.task",
+    "/var/lib/containerd-beside/io.containerd.runtime.v2.task",
     "/var/lib/docker/containers",
     "/var/lib/forkvm",
     "/sys/class/net",

@@ -1,8 +1,9 @@
-//! forkvm's end-to-end cases and figures: what `forkvm-e2e`, `forkvm-figures` and `forkvm-syscalls` are made of.
+//! forkvm's end-to-end cases and figures: what `forkvm-e2e`, `forkvm-conformance`, `forkvm-figures` and `forkvm-syscalls` are made of.
 //! docs/testing.md and docs/measuring.md say how to use and extend them.
 
 pub mod case;
 pub mod config_file;
+pub mod conformance;
 pub mod container;
 pub mod failure;
 pub mod figures;

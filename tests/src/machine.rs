@@ -1,4 +1,4 @@
-//! The machine that the cases run on: its kernel, the guest's kernel, the two runtimes.
+//! The machine that the cases run on: its kernel, the guest's kernel, the two runtimes, containerd.
 
 use std::{fs, path::Path, time::Instant};
 
@@ -41,6 +41,50 @@ impl Runtime {
     }
 }
 
+/// The containerd that `ctr` asks, which the environment says (`CONTAINERD_ADDRESS`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Containerd {
+    /// Its service, as systemd names it.
+    pub unit: String,
+    /// The version that it answers with: numbers and dots.
+    pub version: String,
+}
+
+impl Containerd {
+    /// The service of Debian's package, which Docker uses too.
+    pub const OF_THE_MACHINE: &str = "containerd";
+
+    /// Whether it runs beside the machine's own, and Docker knows nothing of it.
+    pub fn is_beside(&self) -> bool {
+        self.unit != Self::OF_THE_MACHINE
+    }
+
+    fn look(unit: &str, deadline: Instant) -> Result<Self, Failure> {
+        let output =
+            process::run(&["ctr", "version"].map(String::from), b"", deadline)?.exits(0)?;
+        let text = output.text();
+        let version = server_version(&text)
+            .ok_or_else(|| output.failure("ctr does not tell the version of its server"))?;
+        Ok(Containerd {
+            unit: unit.to_owned(),
+            version: version.to_owned(),
+        })
+    }
+}
+
+/// The server's version in what `ctr version` writes, without the additions of whoever packaged it.
+fn server_version(text: &str) -> Option<&str> {
+    let (_, server) = text.split_once("Server:")?;
+    let line = server
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Version:"))?;
+    let version = line.trim().trim_start_matches('v');
+    version
+        .split(|letter: char| letter != '.' && !letter.is_ascii_digit())
+        .next()
+        .filter(|version| !version.is_empty())
+}
+
 /// What the cases need to know of the machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -48,21 +92,24 @@ pub struct Machine {
     pub host_kernel: String,
     /// `uname -r` in every forkvm guest; None when only runc is tested.
     pub guest_kernel: Option<String>,
+    /// The containerd that is asked for every container.
+    pub containerd: Containerd,
 }
 
 impl Machine {
-    /// Looks at the machine that this program runs on.
+    /// Looks at the machine that this program runs on, where `ctr` asks the containerd of the service `unit`.
     ///
     /// # Errors
     /// When something that every case needs is not there: root, containerd, Docker, a runtime.
-    pub fn look(runtimes: &[Runtime], deadline: Instant) -> Result<Self, Failure> {
+    pub fn look(unit: &str, runtimes: &[Runtime], deadline: Instant) -> Result<Self, Failure> {
         if !rustix::process::geteuid().is_root() {
             return Err(Failure::new(
                 "containerd answers root alone: run this as root",
             ));
         }
-        for client in [["ctr", "version"], ["docker", "version"]] {
-            process::run(&client.map(String::from), b"", deadline)?.exits(0)?;
+        let containerd = Containerd::look(unit, deadline)?;
+        if !containerd.is_beside() {
+            process::run(&["docker", "version"].map(String::from), b"", deadline)?.exits(0)?;
         }
         let host_kernel = rustix::system::uname()
             .release()
@@ -77,6 +124,7 @@ impl Machine {
         Ok(Machine {
             host_kernel,
             guest_kernel,
+            containerd,
         })
     }
 
@@ -113,6 +161,14 @@ fn kernel_release(vmlinux: &Path) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_servers_version_is_taken_without_additions() {
+        let text =
+            "Client:\n  Version:  1.7.24~ds1\n\nServer:\n  Version:  v2.4.2+unknown\n  UUID: 1\n";
+        assert_eq!(server_version(text), Some("2.4.2"));
+        assert_eq!(server_version("Client:\n  Version:  1.7.24\n"), None);
+    }
 
     #[test]
     fn the_release_is_read_from_the_banner() {

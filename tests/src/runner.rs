@@ -98,7 +98,7 @@ pub fn run(plan: &Plan, machine: &Machine, cases: &[Case]) -> Result<Summary, Fa
         summary: Mutex::default(),
         left_by_runc: Mutex::default(),
     };
-    warm_up(plan)?;
+    warm_up(plan, machine)?;
     if plan.runtimes.contains(&Runtime::Forkvm) {
         build_templates(plan, cases)?;
     }
@@ -129,6 +129,16 @@ pub fn run(plan: &Plan, machine: &Machine, cases: &[Case]) -> Result<Summary, Fa
 }
 
 impl Run<'_> {
+    /// A case's name in messages: of another containerd than the machine's, behind that one's version.
+    fn shown(&self, name: &str) -> String {
+        let containerd = &self.machine.containerd;
+        if containerd.is_beside() {
+            format!("containerd-{}/{name}", containerd.version)
+        } else {
+            name.to_owned()
+        }
+    }
+
     fn summary(&self) -> MutexGuard<'_, Summary> {
         self.summary.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -149,7 +159,7 @@ impl Run<'_> {
                 let logs = self.keep_logs(case, runtime, wall_clock);
                 let text = format!(
                     "again {}: {failure}\nlogs:    {}",
-                    case.name(),
+                    self.shown(case.name()),
                     logs.display()
                 );
                 println!("{}", text.replace('\n', "\n      "));
@@ -165,7 +175,7 @@ impl Run<'_> {
                         Runtime::Runc => "wrong case, it fails on runc: ",
                         Runtime::Forkvm => "",
                     };
-                    let (name, runtime) = (case.name(), runtime.name());
+                    let (name, runtime) = (self.shown(case.name()), runtime.name());
                     let text = format!(
                         "FAIL  {name}  ({runtime} {took:.1} s)\n{wrong}{failure}\nlogs:    {}",
                         logs.display()
@@ -178,7 +188,11 @@ impl Run<'_> {
         }
         if !times.is_empty() {
             let width = self.width;
-            println!("ok    {:width$}  {}", case.name(), times.join("  "));
+            println!(
+                "ok    {:width$}  {}",
+                self.shown(case.name()),
+                times.join("  ")
+            );
             self.summary().count(true);
         }
     }
@@ -220,7 +234,7 @@ impl Run<'_> {
 
     fn look_for_leaks(&self, before: &Inventory) -> Result<(), Failure> {
         let began = Instant::now();
-        let name = "nothing-left-behind";
+        let name = self.shown("nothing-left-behind");
         let mut leaks = before.leaks(Instant::now() + SETTLE)?;
         leaks.retain(|leak| !self.left_by_runc().contains(leak));
         match nothing_left(&leaks) {
@@ -262,10 +276,14 @@ fn nothing_left(leaks: &[Thing]) -> Result<(), Failure> {
 
 /// One container through each client on each runtime: folders that the first of all makes, and
 /// that stay, are no leak.
-fn warm_up(plan: &Plan) -> Result<(), Failure> {
+fn warm_up(plan: &Plan, machine: &Machine) -> Result<(), Failure> {
+    let mut containers = vec![ctr(BUSYBOX)];
+    if !machine.containerd.is_beside() {
+        containers.push(docker(BUSYBOX));
+    }
     for &runtime in &plan.runtimes {
-        for container in [ctr(BUSYBOX), docker(BUSYBOX)] {
-            let container = container.bare().command(["true"]);
+        for container in &containers {
+            let container = container.clone().bare().command(["true"]);
             let name = format!("e2e-first-{}-{}", runtime.name(), std::process::id());
             let arguments = container.arguments(runtime, &name);
             let deadline = Instant::now() + plan.case_limit;

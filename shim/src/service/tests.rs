@@ -159,7 +159,7 @@ async fn both_generations_of_the_api_are_served() {
         .unwrap();
         request.timeout_nano = 20_000_000_000;
         let (_, message) = code(test.raw.request(request).await);
-        let answered = message == "container x is not there";
+        let answered = message == "container x is not there: not found";
         assert_eq!(
             answered,
             service != "containerd.task.v4.Task",

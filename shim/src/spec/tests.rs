@@ -237,14 +237,16 @@ fn volumes_that_cannot_work_are_refused_by_name() {
 
 #[test]
 fn devices_of_the_host_are_refused_and_default_ones_are_not() {
-    let device = |path: &str| {
+    let device = |path: &str, kind: &str, major: i64, minor: i64| {
         with(|spec| {
-            spec["linux"]["devices"] =
-                json!([{"path": path, "type": "c", "major": 10, "minor": 232, "fileMode": 438}]);
+            spec["linux"]["devices"] = json!([{"path": path, "type": kind, "major": major, "minor": minor, "fileMode": 438}]);
         })
     };
-    assert!(refusal(device("/dev/kvm")).contains("/dev/kvm"));
-    take(device("/dev/null")).unwrap();
+    assert!(refusal(device("/dev/kvm", "c", 10, 232)).contains("/dev/kvm"));
+    take(device("/dev/null", "c", 1, 3)).unwrap();
+    // The same device under another name; a block device of these numbers is a RAM disk.
+    take(device("/dev/zeros", "c", 1, 5)).unwrap();
+    assert!(refusal(device("/dev/ram5", "b", 1, 5)).contains("/dev/ram5"));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use clap::{Parser, ValueEnum};
 use forkvm_tests::{
     case::Case,
     failure::Failure,
-    machine::{Machine, Runtime},
+    machine::{Containerd, Machine, Runtime},
     runner::{self, Plan, Summary},
     table,
 };
@@ -28,6 +28,9 @@ struct Arguments {
     /// The runtimes to run on, in this order.
     #[arg(long, value_delimiter = ',', default_value = "runc,forkvm")]
     runtime: Vec<RuntimeName>,
+    /// The service of the containerd that `ctr` asks; of another one than the machine's own Docker knows nothing.
+    #[arg(long, default_value = Containerd::OF_THE_MACHINE, value_name = "UNIT")]
+    containerd: String,
     /// How many cases run side by side.
     #[arg(long, default_value_t = 2, value_name = "N")]
     jobs: usize,
@@ -92,7 +95,8 @@ fn run(arguments: &Arguments) -> Result<Summary, Failure> {
             .clone()
             .unwrap_or_else(|| arguments.logs.clone()),
     };
-    let machine = Machine::look(&plan.runtimes, Instant::now() + plan.case_limit)?;
+    let deadline = Instant::now() + plan.case_limit;
+    let machine = Machine::look(&arguments.containerd, &plan.runtimes, deadline)?;
     let summary = runner::run(&plan, &machine, &cases)?;
     if summary.again > 0 {
         println!("{} were run a second time, see above", summary.again);

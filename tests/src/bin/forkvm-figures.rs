@@ -9,11 +9,12 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use forkvm_tests::{
+    conformance::report as conformance,
     failure::Failure,
     figures::{
         calibration::Calibration, demo, density, exec, gate, measure, memory, report, show, stdout,
     },
-    machine::{Machine, Runtime},
+    machine::{Containerd, Machine, Runtime},
 };
 
 /// Measures forkvm beside runc on this machine, and shows what was measured.
@@ -108,7 +109,8 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Demo { runs, set } => {
             let runtimes = [Runtime::Runc, Runtime::Forkvm];
-            let machine = Machine::look(&runtimes, measure::deadline())?;
+            let machine =
+                Machine::look(Containerd::OF_THE_MACHINE, &runtimes, measure::deadline())?;
             demo::run(&machine, runs, &set.mode, !set.no_crowd, &set.out)
         }
         Command::Density { set } => density::run(&set.mode, !set.no_crowd, &set.out),
@@ -150,7 +152,7 @@ fn show_reports(folder: &Path) -> Result<(), Failure> {
                     .to_owned(),
             )
         })
-        .filter(|name| !name.ends_with(".samples"))
+        .filter(|name| !name.ends_with(".samples") && name != conformance::NAME)
         .collect();
     names.sort();
     let mut reports = Vec::new();
@@ -159,6 +161,9 @@ fn show_reports(folder: &Path) -> Result<(), Failure> {
         reports.push((name, figures));
     }
     println!("{}", show::reports(&reports));
+    for entry in conformance::read(folder)? {
+        println!("{entry}");
+    }
     Ok(())
 }
 

@@ -11,13 +11,17 @@ use crate::{
     scene::Scene,
 };
 
+use super::files::log_at_end;
 use super::tasks::{Events, remove_task, task_pid};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
         scenario("crash/the-tasks-process-is-killed", kill_task),
         scenario("crash/the-shim-is-killed", kill_shim),
-        scenario("crash/containerd-is-restarted", restart_containerd),
+        scenario(
+            "crash/containerd-is-killed-and-started-again",
+            restart_containerd,
+        ),
     ]
     .into_iter()
     .map(Case::alone)
@@ -68,7 +72,15 @@ fn restart_containerd(scene: &Scene<'_>) -> Result<(), Failure> {
     let id = scene.detach(&ctr(BUSYBOX).sh("trap 'echo last; exit 5' TERM; sleep 1000 & wait"))?;
     scene.check_kernel(Client::Ctr, &id)?;
     let before = task_pid(scene, &id)?;
-    scene.ok(["systemctl", "restart", "containerd"])?;
+    let unit = &scene.machine.containerd.unit;
+    scene.ok([
+        "systemctl",
+        "kill",
+        "--kill-whom=main",
+        "--signal=KILL",
+        unit,
+    ])?;
+    scene.ok(["systemctl", "restart", unit])?;
     let after = task_pid(scene, &id)?;
     ensure(before == after, || {
         format!("process {before} became {after}")
@@ -77,7 +89,7 @@ fn restart_containerd(scene: &Scene<'_>) -> Result<(), Failure> {
     let events = Events::subscribe(scene)?;
     scene.ok(["ctr", "task", "kill", "--signal", "TERM", &id])?;
     events.wait(scene, "/tasks/exit", &id)?;
-    let log = scene.read(scene.log_of(&id))?;
+    let log = log_at_end(scene, &id, "last")?;
     ensure(log.ends_with("last\n"), || format!("the log is {log:?}"))?;
     remove_task(scene, &id, 5)?;
     scene.ok(["ctr", "container", "rm", &id]).map(drop)

@@ -6,6 +6,7 @@ use crate::{
     case::{Case, row, scenario},
     container::{BUSYBOX, Client, PYTHON, ctr, docker},
     failure::{Failure, ensure},
+    machine::Runtime,
     process::Output,
     scene::Scene,
 };
@@ -175,6 +176,15 @@ pub(super) fn wait_for_log(scene: &Scene<'_>, id: &str, line: &str) -> Result<()
     wait_for_line(scene, &scene.log_of(id), line)
 }
 
+/// What a container that has ended wrote to its log, `last` in its last line. forkvm tells of the end behind the last byte;
+/// runc's shim does not wait for it.
+pub(super) fn log_at_end(scene: &Scene<'_>, id: &str, last: &str) -> Result<String, Failure> {
+    if scene.runtime == Runtime::Runc {
+        wait_for_log(scene, id, last)?;
+    }
+    scene.read(scene.log_of(id))
+}
+
 /// Waits until a file of the host has a line with this in it.
 pub(super) fn wait_for_line(scene: &Scene<'_>, path: &str, text: &str) -> Result<(), Failure> {
     let script = format!("tail -n +1 -F '{path}' 2>/dev/null | grep -q -m 1 -F '{text}'");
@@ -291,7 +301,7 @@ fn mapped_at_the_end(scene: &Scene<'_>) -> Result<(), Failure> {
     ensure(text.starts_with("start") && text.ends_with("end"), || {
         "the host does not see what was written".to_owned()
     })?;
-    let log = scene.read(scene.log_of(&id))?;
+    let log = log_at_end(scene, &id, "kernel ")?;
     let release = log.lines().find_map(|line| line.strip_prefix("kernel "));
     scene.check_release(release.unwrap_or_default())?;
     remove_task(scene, &id, 7)?;

@@ -6,6 +6,7 @@
 mod crashes;
 mod damage;
 mod docker;
+mod execs;
 mod exhausted;
 mod files;
 mod hostile;
@@ -34,6 +35,7 @@ pub fn cases() -> Vec<Case> {
         hostile::cases(),
         memory::cases(),
         tasks::cases(),
+        execs::cases(),
         terminals::cases(),
         images::cases(),
         identity::cases(),

@@ -10,7 +10,7 @@ use crate::{
     scene::Scene,
 };
 
-use super::files::{wait_for_line, wait_for_log};
+use super::files::{log_at_end, wait_for_line, wait_for_log};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -62,7 +62,7 @@ fn kill_softly(scene: &Scene<'_>) -> Result<(), Failure> {
 }
 
 /// A detached container that sleeps, on the right kernel.
-fn sleeper(scene: &Scene<'_>) -> Result<String, Failure> {
+pub(super) fn sleeper(scene: &Scene<'_>) -> Result<String, Failure> {
     let id = scene.detach(&ctr(BUSYBOX).command(["sleep", "1000"]))?;
     scene.check_kernel(Client::Ctr, &id)?;
     Ok(id)
@@ -143,7 +143,7 @@ fn exec_stopped(scene: &Scene<'_>) -> Result<(), Failure> {
     let events = Events::subscribe(scene)?;
     let id = scene.detach(&ctr(BUSYBOX).sh("exit 3"))?;
     events.wait(scene, "/tasks/exit", &id)?;
-    let log = scene.read(scene.log_of(&id))?;
+    let log = log_at_end(scene, &id, "kernel ")?;
     let release = log.lines().find_map(|line| line.strip_prefix("kernel "));
     scene.check_release(release.unwrap_or_default())?;
     let output = scene.exec(Client::Ctr, &id, ["true"])?.exits(1)?;
@@ -219,7 +219,7 @@ fn detached(scene: &Scene<'_>) -> Result<(), Failure> {
     scene.check_kernel(Client::Ctr, &id)?;
     scene.ok(["ctr", "task", "kill", "--signal", "TERM", &id])?;
     events.wait(scene, "/tasks/exit", &id)?;
-    let log = scene.read(scene.log_of(&id))?;
+    let log = log_at_end(scene, &id, "last")?;
     // The kernel's line comes through the other stream, at any time.
     let lines = log.lines().filter(|line| !line.starts_with("kernel "));
     ensure(lines.eq(["first", "last"]), || {

@@ -155,7 +155,7 @@ async fn what_a_paused_container_has_used_is_known() {
     test.container.wait("").await.unwrap();
     assert_eq!(
         refusal(test.container.stats().await),
-        "process c1 has ended already"
+        "process c1 has ended already: not found"
     );
 }
 
