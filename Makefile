@@ -15,7 +15,7 @@ MULTIARCH := x86_64-linux-gnu
 STATIC_SECCOMP := LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build binaries agent kernel guest install images host shell demo test conformance fuzz figures report fmt lint clean
+.PHONY: help deps build binaries agent kernel guest install images host shell demo test conformance fuzz soak figures report fmt lint clean
 
 help: ## this text
 	@echo "usage: make TARGET"; echo
@@ -33,6 +33,9 @@ conformance: ## suites that others wrote, on runc first; needs Go
 fuzz: ## fuzz by hand: make fuzz TARGET=files TIME=10m (all targets, a minute each, if nothing is said)
 	@# TARGET is the folder of what is built, unless it was said on the command line of this very make.
 	@tests/fuzz-run --time $(or $(TIME),60) $(if $(filter command%,$(origin TARGET)),$(TARGET))
+
+soak: ## containers and execs one after the other, a thousand of each (CYCLES=N): nothing may grow
+	@tests/run soak $(CYCLES)
 
 figures: ## measure one set of figures afresh: make figures NAME=demo, or NAME=fork
 	@$(if $(NAME),tests/figures $(NAME),echo "name the figures: make figures NAME=demo" >&2; exit 2)

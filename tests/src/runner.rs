@@ -2,7 +2,7 @@
 //! end looks for what is left behind.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -44,7 +44,7 @@ pub struct Plan {
 }
 
 /// Counts of cases.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Cases that held on every runtime.
     pub passed: usize,
@@ -52,6 +52,8 @@ pub struct Summary {
     pub failed: usize,
     /// How many were run a second time ([`may_hang`]).
     pub again: usize,
+    /// The cases that were run on each runtime, and whether they held there.
+    pub on: BTreeMap<Runtime, BTreeMap<String, bool>>,
 }
 
 impl Summary {
@@ -124,7 +126,7 @@ pub fn run(plan: &Plan, machine: &Machine, cases: &[Case]) -> Result<Summary, Fa
         run.case(case);
     }
     run.look_for_leaks(&before)?;
-    let summary = *run.summary();
+    let summary = run.summary().clone();
     Ok(summary)
 }
 
@@ -167,6 +169,11 @@ impl Run<'_> {
                 result = self.case_on(case, runtime);
             }
             let took = began.elapsed().as_secs_f32();
+            self.summary()
+                .on
+                .entry(runtime)
+                .or_default()
+                .insert(case.name().to_owned(), result.is_ok());
             match result {
                 Ok(()) => times.push(format!("{} {took:.1} s", runtime.name())),
                 Err(failure) => {

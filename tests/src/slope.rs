@@ -1,6 +1,6 @@
 //! What a long-running program holds, read again and again, and whether it grows.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs};
 
 use crate::failure::Failure;
 
@@ -85,13 +85,27 @@ fn descriptors(pid: u32) -> Result<f64, Failure> {
     Ok(entries.count() as f64)
 }
 
-/// `RssAnon` of /proc/PID/status (proc(5)): what no file is behind.
+/// What a process has written to in mappings that no file is behind (`Private_Dirty` of /proc/PID/smaps, proc(5)): not the
+/// memory of a monitor's guest, which is a mapping of its template.
 fn own_memory_kib(pid: u32) -> Result<f64, Failure> {
-    let file = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(Path::new(&file)).map_err(Failure::io(&file))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .ok_or_else(|| Failure::new(format!("{file} has no RssAnon")))
+    let file = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&file).map_err(Failure::io(&file))?;
+    own_memory(&text).ok_or_else(|| Failure::new(format!("{file} cannot be read: {text}")))
+}
+
+fn own_memory(smaps: &str) -> Option<f64> {
+    let mut sum = 0.0;
+    let mut counts = None;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        match (words.next()?, words.next()) {
+            ("Private_Dirty:", Some(kib)) if counts? => sum += kib.parse::<f64>().ok()?,
+            (name, _) if name.ends_with(':') => {}
+            // The first line of a mapping: addresses, rights, offset, device, inode, and a path if there is one.
+            _ => counts = Some(words.nth(3).is_none_or(|path| path.starts_with('['))),
+        }
+    }
+    counts.map(|_| sum)
 }
 
 #[cfg(test)]
@@ -121,6 +135,15 @@ mod tests {
     #[test]
     fn one_reading_tells_nothing() {
         assert!(slopes(&[5.0]).judge().is_err());
+    }
+
+    #[test]
+    fn memory_behind_which_is_a_file_does_not_count() {
+        let smaps = "7f00-7f10 rw-p 00000000 00:00 0 \nSize: 64 kB\nPrivate_Dirty:        12 kB\n\
+            7f10-7f20 rw-p 00000000 fe:00 77    /var/lib/template (deleted)\nPrivate_Dirty:      5000 kB\n\
+            7f20-7f30 rw-p 00000000 00:00 0     [heap]\nPrivate_Dirty:         8 kB\nVmFlags: rd wr\n";
+        assert_eq!(own_memory(smaps), Some(20.0));
+        assert_eq!(own_memory(""), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use clap::{Parser, ValueEnum};
 use forkvm_tests::{
     case::Case,
     failure::Failure,
+    figures::report::Report,
     machine::{Containerd, Machine, Runtime},
     runner::{self, Plan, Summary},
     table,
@@ -40,6 +41,9 @@ struct Arguments {
     /// How often the cases named soak/ go round.
     #[arg(long, default_value_t = 100, value_name = "N")]
     cycles: u32,
+    /// Write the counts into FOLDER as a report, table.json.
+    #[arg(long, value_name = "FOLDER")]
+    report: Option<PathBuf>,
     /// Folder for the logs of failed cases.
     #[arg(long, default_value = "/var/log/forkvm-e2e", value_name = "FOLDER")]
     logs: PathBuf,
@@ -101,8 +105,45 @@ fn run(arguments: &Arguments) -> Result<Summary, Failure> {
     if summary.again > 0 {
         println!("{} were run a second time, see above", summary.again);
     }
+    if let Some(folder) = &arguments.report {
+        report(&summary).write(folder, "table")?;
+    }
     println!("{} passed, {} failed", summary.passed, summary.failed);
     Ok(summary)
+}
+
+/// How many cases held on each runtime, and what became of those that are figures of their own.
+fn report(summary: &Summary) -> Report {
+    let mut report = Report::default();
+    for (runtime, cases) in &summary.on {
+        let held = cases.values().filter(|held| **held).count();
+        let name = format!("end-to-end cases that hold on {}, of all", runtime.name());
+        report.add(&name, held as f64, "cases", Some(cases.len() as f64));
+        report.aim("all", held == cases.len());
+    }
+    report.add(
+        "end-to-end cases that were run on forkvm a second time",
+        summary.again as f64,
+        "cases",
+        None,
+    );
+    for (case, what) in table::FIGURES {
+        let held = summary
+            .on
+            .get(&Runtime::Forkvm)
+            .and_then(|on| on.get(*case));
+        if let Some(held) = held {
+            let failures = if *held { 0.0 } else { 1.0 };
+            report.add(
+                &format!("{what}: failures, or something left"),
+                failures,
+                "",
+                None,
+            );
+            report.aim("none", *held);
+        }
+    }
+    report
 }
 
 fn selected(names: &[String]) -> Result<Vec<Case>, Failure> {

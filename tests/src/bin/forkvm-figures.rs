@@ -12,7 +12,8 @@ use forkvm_tests::{
     conformance::report as conformance,
     failure::Failure,
     figures::{
-        calibration::Calibration, demo, density, exec, gate, measure, memory, report, show, stdout,
+        calibration::Calibration, demo, density, exec, gate, measure, memory, report,
+        report::Report, show, stdout,
     },
     machine::{Containerd, Machine, Runtime},
 };
@@ -55,6 +56,11 @@ enum Command {
         runs: usize,
         #[command(flatten)]
         set: Set,
+    },
+    /// Write the counts of the suites of others that a folder has as figures, counts.json, into it.
+    Counts {
+        /// The folder.
+        folder: PathBuf,
     },
     /// Run the calibration loops and print what they took.
     Calibrate,
@@ -116,6 +122,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Density { set } => density::run(&set.mode, !set.no_crowd, &set.out),
         Command::Exec { runs, set } => exec::run(runs, &set.mode, &set.out),
         Command::Stdout { runs, set } => stdout::run(runs, &set.mode, &set.out),
+        Command::Counts { folder } => counts(&folder),
         Command::Calibrate => {
             let taken = serde_json::to_string(&Calibration::take()?);
             let text = taken.map_err(|error| Failure::new(error.to_string()))?;
@@ -136,6 +143,21 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Hook { answer } => hook(&answer),
     }
+}
+
+/// Of each suite: how many of the tests that runc passes forkvm passes too.
+fn counts(folder: &Path) -> Result<(), Failure> {
+    let mut report = Report::default();
+    for entry in conformance::read(folder)? {
+        let name = format!(
+            "{} {}, containerd {}: tests that forkvm passes, of those that runc passes",
+            entry.suite, entry.suite_version, entry.containerd
+        );
+        let against = Some(entry.runc_passed as f64);
+        report.add(&name, entry.forkvm_passed as f64, "tests", against);
+        report.aim("no unexpected failure", entry.unexpected.is_empty());
+    }
+    Ok(report.write(folder, "counts")?)
 }
 
 fn show_reports(folder: &Path) -> Result<(), Failure> {

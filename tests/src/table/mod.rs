@@ -25,6 +25,22 @@ mod terminals;
 
 use crate::case::Case;
 
+/// Cases that are figures as well, with what they show.
+pub const FIGURES: &[(&str, &str)] = &[
+    (
+        "soak/thirty-at-once-three-times",
+        "30 containers started and deleted at once, three times over",
+    ),
+    (
+        "soak/containers-leave-nothing-in-containerd",
+        "containers started and deleted one after the other: what containerd and the machine hold grows",
+    ),
+    (
+        "soak/execs-leave-nothing-in-the-shim",
+        "execs one after the other: what shim, monitor and guest hold grows",
+    ),
+];
+
 /// All cases, in the order in which they run.
 pub fn cases() -> Vec<Case> {
     [
@@ -56,6 +72,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn figures_are_cases() {
+        for (name, _) in FIGURES {
+            assert!(cases().iter().any(|case| case.name() == *name), "{name}");
+        }
+    }
 
     #[test]
     fn names_are_unique_and_have_a_topic() {
