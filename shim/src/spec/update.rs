@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use forkvm_config::Class;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
-use super::{Error, demand::demand};
+use super::{Error, demand::demand, unified};
 
 /// Reads what an update asks for.
 ///
 /// # Errors
 /// Text that is no resources of an OCI configuration.
 pub(crate) fn resources(json: &[u8]) -> Result<LinuxResources, Error> {
-    serde_json::from_slice(json)
-        .map_err(|error| Error::Invalid(format!("the resources of the update: {error}")))
+    let mut resources = serde_json::from_slice(json)
+        .map_err(|error| Error::Invalid(format!("the resources of the update: {error}")))?;
+    unified::settle(&mut resources)?;
+    Ok(resources)
 }
 
 /// `now` with what `change` names. Zero names nothing, as for runc: Docker sends it for what it does not change. Rules for devices
