@@ -22,6 +22,7 @@ use crate::{
     stats,
     stdio::{self, Connections, Owner},
     streams::Streams,
+    user_namespace::Identity,
 };
 
 /// Folder with a container's config.json, its console sockets and the processes of its execs.
@@ -66,8 +67,6 @@ pub(crate) enum Error {
     ExecId(String),
     #[error("process {0} is still running")]
     StillRuns(u32),
-    #[error("exec in a container with a user namespace of its own is not supported yet")]
-    ExecInUserNamespace,
 }
 
 /// How far a container has come.
@@ -248,9 +247,6 @@ impl Container {
     ) -> Result<u32, Error> {
         let id = request.exec_id.as_str();
         spec::check_id(id).map_err(|_| Error::ExecId(id.to_owned()))?;
-        if self.user_namespace {
-            return Err(Error::ExecInUserNamespace);
-        }
         if self.init.has_ended() {
             return Err(self.wrong_state("has ended"));
         }
@@ -288,6 +284,10 @@ impl Container {
         // The filter can only be loaded, and the terminal given away, after libcontainer has dropped
         // the capabilities for it.
         let borrowed = spec::lend(&mut process, &BORROWED);
+        let user_namespace = self.user_namespace.then(|| report::UserNamespace {
+            of: self.init.pid(),
+            identity: Identity::take(&mut process),
+        });
         let connections = Connections::of(wanted, streams).await?;
         let name = format!("exec-{}", request.exec_id);
         let file = bundle(&self.id).join(format!("{name}.json"));
@@ -296,6 +296,8 @@ impl Container {
         let exec = report::Exec {
             process: file.clone(),
             borrowed,
+            terminal_owner: owner.uid,
+            user_namespace,
         };
         let outcome = run(
             reaper,

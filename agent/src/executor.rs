@@ -19,6 +19,7 @@ use rustix::fs::{Access, FileType};
 
 use crate::{
     report::{self, Report},
+    user_namespace::Entry,
     worker::SOCKET,
 };
 
@@ -30,9 +31,11 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub(crate) struct GuestExecutor {
     /// Rows and columns of the terminal, if it has one.
     pub(crate) window: Option<(u16, u16)>,
-    /// Whether this is an exec: then the terminal is not the user's yet. For a container's init the
-    /// agent gives it away before the start.
-    pub(crate) exec: bool,
+    /// Of an exec: the guest's number of the user who is to own the terminal. For a container's init the agent gives it
+    /// away before the start.
+    pub(crate) terminal_owner: Option<u32>,
+    /// Of an exec in a container with a user namespace of its own.
+    pub(crate) user_namespace: Option<Entry>,
     /// The filter of an exec. For a container's init libcontainer loads it itself.
     pub(crate) seccomp: Option<LinuxSeccomp>,
     /// Capabilities that are to be taken away again.
@@ -45,8 +48,9 @@ impl Executor for GuestExecutor {
             tell(&error);
             ExecutorValidationError::ArgValidationError(error)
         };
+        self.become_user().map_err(failed)?;
         find_program(&arguments(spec), path_variable(spec)).map_err(failed)?;
-        self.finish(spec).map_err(failed)
+        self.finish().map_err(failed)
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
@@ -65,8 +69,17 @@ impl Executor for GuestExecutor {
 }
 
 impl GuestExecutor {
-    /// What libcontainer leaves undone.
-    fn finish(&self, spec: &Spec) -> Result<(), String> {
+    /// Gives an exec's terminal away and enters the user namespace, if these are to be done.
+    fn become_user(&self) -> Result<(), String> {
+        if let Some(uid) = self.terminal_owner {
+            own_terminal(uid)
+                .map_err(|error| format!("cannot give the terminal to the user: {error}"))?;
+        }
+        self.user_namespace.as_ref().map_or(Ok(()), Entry::enter)
+    }
+
+    /// What else libcontainer leaves undone.
+    fn finish(&self) -> Result<(), String> {
         reopen_null()
             .map_err(|error| format!("cannot open /dev/null in the container: {error}"))?;
         if let Some((rows, columns)) = self.window {
@@ -78,10 +91,6 @@ impl GuestExecutor {
             };
             // Without a terminal there is no window.
             let _ = rustix::termios::tcsetwinsize(io::stdin(), size);
-        }
-        if self.exec {
-            own_terminal(spec)
-                .map_err(|error| format!("cannot give the terminal to the user: {error}"))?;
         }
         if let Some(seccomp) = &self.seccomp {
             libcontainer::seccomp::initialize_seccomp(seccomp)
@@ -211,15 +220,12 @@ fn reopen_null() -> io::Result<()> {
 
 /// The terminal belongs to the process's user, as with runc: otherwise it cannot open /dev/tty's
 /// name anew.
-fn own_terminal(spec: &Spec) -> io::Result<()> {
-    let Some(process) = spec.process() else {
-        return Ok(());
-    };
+fn own_terminal(uid: u32) -> io::Result<()> {
     let stdin = io::stdin();
     if !rustix::termios::isatty(&stdin) {
         return Ok(());
     }
-    let uid = rustix::fs::Uid::from_raw(process.user().uid());
+    let uid = rustix::fs::Uid::from_raw(uid);
     // The group stays what devpts gave it (tty, by gid=5).
     Ok(rustix::fs::fchown(stdin, Some(uid), None)?)
 }

@@ -64,6 +64,10 @@ const PLAIN: MsFlags = MsFlags::MS_NOSUID
     .union(MsFlags::MS_NODEV)
     .union(MsFlags::MS_NOEXEC);
 
+/// A proc that nothing is ever mounted over, as the boot_id is over /proc. A user namespace may mount a proc of its own only where
+/// the whole of one can be seen already (mount_too_revealing() in fs/namespace.c of Linux). No container sees this one.
+const WHOLE_PROC: &str = "/run/forkvm/proc";
+
 /// Mounts the kernel's file systems, /run and the cgroup tree.
 pub(crate) fn kernel_file_systems() -> Result<(), Error> {
     mount_on("/proc", "proc", "proc", PLAIN, None)?;
@@ -106,6 +110,7 @@ pub(crate) fn kernel_file_systems() -> Result<(), Error> {
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
         Some("mode=755"),
     )?;
+    mount_on(WHOLE_PROC, "proc", "proc", PLAIN, None)?;
     for folder in ["/tmp", "/etc"] {
         make_folder(folder)?;
     }

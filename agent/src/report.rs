@@ -10,6 +10,8 @@ use std::{
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
 
+use crate::user_namespace::Identity;
+
 /// A packet's length at most. Longer messages are cut by the sender.
 pub(crate) const PACKET: usize = 16 * 1024;
 
@@ -38,6 +40,18 @@ pub(crate) struct Exec {
     /// Capabilities that libcontainer leaves to the process so that the executor can finish its
     /// work, and that the executor takes away: names as in the spec.
     pub(crate) borrowed: Vec<String>,
+    /// The guest's number of the user who is to own its terminal.
+    pub(crate) terminal_owner: u32,
+    /// In a container with a user namespace of its own: who the process is to be in it.
+    pub(crate) user_namespace: Option<UserNamespace>,
+}
+
+/// A user namespace for an exec.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct UserNamespace {
+    /// A process in it: the container's init.
+    pub(crate) of: u32,
+    pub(crate) identity: Identity,
 }
 
 /// What a worker, or the process that it made, has to say.

@@ -44,7 +44,6 @@ fn container_code(error: &container::Error) -> Code {
         E::NoExec(_) | E::Process(process::Error::Ended(_)) => Code::NOT_FOUND,
         E::Process(process::Error::NoSignal(_)) => Code::INVALID_ARGUMENT,
         E::Process(process::Error::NoTerminal(_)) => Code::FAILED_PRECONDITION,
-        E::ExecInUserNamespace => Code::UNIMPLEMENTED,
         // libcontainer's refusal of a spec and its failure are one to us.
         E::Launch(launch::Error::Failed(_)) => Code::UNKNOWN,
         E::Streams(_)

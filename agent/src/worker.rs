@@ -23,6 +23,7 @@ use crate::{
     executor::GuestExecutor,
     identity::KERNEL_BOOT_ID,
     report::{self, Exec, Report, Request},
+    user_namespace::Entry,
 };
 
 mod tracing_log;
@@ -46,6 +47,8 @@ enum Error {
     Loopback(io::Error),
     #[error("cannot give the container its boot_id: {0}")]
     BootId(io::Error),
+    #[error("cannot find the container's user namespace: {0}")]
+    UserNamespace(io::Error),
     #[error("libcontainer told no PID")]
     NoPid,
 }
@@ -174,9 +177,16 @@ fn exec(request: &Request, exec: &Exec) -> Result<u32, Error> {
         path: config,
         source: error.into(),
     })?;
+    let user_namespace = exec
+        .user_namespace
+        .as_ref()
+        .map(|user| Entry::of(user.of, user.identity.clone()))
+        .transpose()
+        .map_err(Error::UserNamespace)?;
     let executor = GuestExecutor {
         window: request.window,
-        exec: true,
+        terminal_owner: Some(exec.terminal_owner),
+        user_namespace,
         seccomp: config.linux.seccomp,
         borrowed: exec.borrowed.clone(),
     };

@@ -8,7 +8,8 @@
 use std::{
     fs, io,
     os::fd::OwnedFd,
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
+    sync::OnceLock,
 };
 
 use libcgroups::common::{
@@ -16,6 +17,8 @@ use libcgroups::common::{
 };
 use nix_of_libcgroups::unistd::Pid;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+
+use crate::spec::unified;
 
 /// What a monitor needs beside its guest's memory, in bytes: its own heap and stacks, page tables
 /// of the guest, kernel memory of KVM. Added to a container's memory limit.
@@ -36,6 +39,8 @@ pub(crate) struct Error {
 /// A container's cgroup on the host.
 pub(crate) struct Cgroup {
     path: String,
+    /// Its folder, once it is there.
+    folder: OnceLock<PathBuf>,
     inner: AnyCgroupManager,
 }
 
@@ -56,6 +61,7 @@ fn open(path: &str, id: &str) -> Result<Cgroup, Error> {
     let inner = create_cgroup_manager(config).map_err(|error| failed("use", path, &error))?;
     Ok(Cgroup {
         path: path.to_owned(),
+        folder: OnceLock::new(),
         inner,
     })
 }
@@ -102,6 +108,14 @@ fn enable(subtree_control: &Path, controllers: &[String]) {
     }
 }
 
+/// The folder of the cgroup that a process is in (cgroups(7), "/proc/pid/cgroup").
+fn folder_of(pid: u32) -> io::Result<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    path.map(|path| Path::new(HIERARCHY).join(path))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup v2"))
+}
+
 fn is_systemd(path: &str) -> bool {
     path.split(':').count() == 3 && !path.starts_with('/')
 }
@@ -129,7 +143,10 @@ impl Cgroup {
         }
         let folder = make_folder(Path::new(HIERARCHY), path)
             .map_err(|error| failed("make", path, &error))?;
-        cgroup.apply(&before_start(limits))?;
+        let _ = cgroup
+            .folder
+            .set(Path::new(HIERARCHY).join(path.trim_start_matches('/')));
+        cgroup.limit(limits)?;
         Ok((cgroup, Some(folder)))
     }
 
@@ -138,7 +155,24 @@ impl Cgroup {
         self.inner
             .add_task(Pid::from_raw(pid.cast_signed()))
             .map_err(|error| failed("join", &self.path, &error))?;
-        self.apply(&before_start(limits))
+        // systemd knows where its slices are.
+        let folder = folder_of(pid).map_err(|error| failed("find", &self.path, &error))?;
+        let _ = self.folder.set(folder);
+        self.limit(limits)
+    }
+
+    /// Sets the limits but for the processor quota.
+    fn limit(&self, limits: &LinuxResources) -> Result<(), Error> {
+        self.apply(&before_start(limits))?;
+        let Some(folder) = self.folder.get() else {
+            return Ok(());
+        };
+        for (file, value) in unified::of_host(limits) {
+            fs::write(folder.join(&file), value).map_err(|error| {
+                failed("set limits in", &self.path, &format!("{file}: {error}"))
+            })?;
+        }
+        Ok(())
     }
 
     /// Sets the processor quota.
@@ -151,7 +185,7 @@ impl Cgroup {
 
     /// Sets limits that have changed.
     pub(crate) fn update(&self, limits: &LinuxResources) -> Result<(), Error> {
-        self.apply(&before_start(limits))?;
+        self.limit(limits)?;
         self.set_quota(limits)
     }
 
@@ -200,6 +234,7 @@ fn before_start(limits: &LinuxResources) -> LinuxResources {
     if let Some(cpu) = limits.cpu() {
         let mut weights = LinuxCpu::default();
         weights.set_shares(cpu.shares());
+        weights.set_idle(cpu.idle());
         weights.set_cpus(cpu.cpus().clone());
         weights.set_mems(cpu.mems().clone());
         before.set_cpu(Some(weights));

@@ -1,5 +1,5 @@
 //! The OCI configuration of a container: what of it acts on the host, what cannot be done and is
-//! refused by name, and what the guest gets. `docs/shim.md` has the list.
+//! refused by name, and what the guest gets. `docs/config.md` has the list.
 
 use std::{
     fs, io,
@@ -10,11 +10,12 @@ use std::{
 use forkvm_api::{HOST_MOUNT, ROOTFS_EXPORT};
 use forkvm_config::{Class, Vm};
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount,
-    Process, Spec,
+    Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
 };
 
 mod demand;
+mod refusals;
+pub(crate) mod unified;
 pub(crate) mod update;
 
 #[cfg(test)]
@@ -73,6 +74,7 @@ pub(crate) struct Plan {
     /// The size of its machine.
     pub(crate) class: Class,
     pub(crate) oom_score_adj: Option<i32>,
+    pub(crate) console_size: Option<ConsoleSize>,
     pub(crate) hooks: Hooks,
     pub(crate) annotations: Option<std::collections::HashMap<String, String>>,
 }
@@ -106,9 +108,7 @@ fn plan(
     id: &str,
     sizes: &Vm,
 ) -> Result<Plan, Error> {
-    if spec.vm().is_some() || spec.windows().is_some() || spec.solaris().is_some() {
-        return unsupported("configurations of other platforms (vm, windows, solaris)");
-    }
+    refusals::check(&spec)?;
     let mut root = spec
         .root()
         .clone()
@@ -124,7 +124,6 @@ fn plan(
 
     let hooks = host_hooks(&mut spec)?;
     let network = namespaces(&mut linux)?;
-    check_devices(&linux)?;
     let volumes = volumes(&mut spec)?;
 
     let root_path = bundle.join(root.path());
@@ -132,6 +131,7 @@ fn plan(
     spec.set_root(Some(root));
 
     let oom_score_adj = process.oom_score_adj();
+    let console_size = console_size(&process);
     strip_labels(&mut process);
     spec.set_process(Some(process));
 
@@ -141,14 +141,21 @@ fn plan(
         .map(|path| path.display().to_string())
         .filter(|path| !path.is_empty())
         .unwrap_or_else(|| format!("/forkvm/{namespace}/{id}"));
-    let resources = linux.resources().clone().unwrap_or_default();
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    unified::settle(&mut resources)?;
     let class = sizes
         .class(&demand::demand(&resources))
         .map_err(|error| Error::Unsupported(error.to_string()))?;
     linux.set_resources(Some(guest_resources(&resources)));
     linux.set_cgroups_path(Some(PathBuf::from("/forkvm").join(id)));
     linux.set_mount_label(None);
-    linux.set_rootfs_propagation(None);
+    // Mounts do not travel; what is left of it is whether the root can be bound elsewhere.
+    linux.set_rootfs_propagation(
+        linux
+            .rootfs_propagation()
+            .clone()
+            .filter(|kind| kind.ends_with("unbindable")),
+    );
     spec.set_linux(Some(linux));
 
     Ok(Plan {
@@ -166,16 +173,19 @@ fn plan(
         resources,
         class,
         oom_score_adj,
+        console_size,
         hooks,
     })
 }
 
-/// The process of an exec, as the guest is to apply it.
-pub(crate) fn exec_process(json: &[u8]) -> Result<Vec<u8>, Error> {
+/// The process of an exec, as the guest is to apply it, and the size that its terminal is to have at first.
+pub(crate) fn exec_process(json: &[u8]) -> Result<(Vec<u8>, Option<ConsoleSize>), Error> {
     let mut process: Process = serde_json::from_slice(json)
         .map_err(|error| Error::Invalid(format!("the process of the exec: {error}")))?;
+    refusals::check_process(&process)?;
     strip_labels(&mut process);
-    serde_json::to_vec(&process).map_err(Error::Encode)
+    let json = serde_json::to_vec(&process).map_err(Error::Encode)?;
+    Ok((json, console_size(&process)))
 }
 
 /// AppArmor and SELinux labels name profiles of the host. The guest has neither, and the machine
@@ -292,41 +302,6 @@ fn joined(namespace: &LinuxNamespace) -> Option<&PathBuf> {
         .filter(|path| !path.as_os_str().is_empty())
 }
 
-/// Devices that every container has (OCI runtime specification, "Default Devices"); naming one of
-/// them again asks for nothing of the host's.
-const DEFAULT_DEVICES: [&str; 9] = [
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/console",
-    "/dev/ptmx",
-    "/dev/pts",
-];
-
-/// Character devices that are the kernel's own, whichever kernel it is, under any name: the guest's serve as well as the host's.
-/// Major and minor numbers: null, zero, full, random, urandom, tty (Linux' Documentation/admin-guide/devices.txt).
-const OF_EVERY_KERNEL: [(i64, i64); 6] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0)];
-
-fn check_devices(linux: &Linux) -> Result<(), Error> {
-    for device in linux.devices().iter().flatten() {
-        let default = DEFAULT_DEVICES
-            .iter()
-            .any(|path| device.path() == Path::new(path));
-        let of_every_kernel = device.typ() == LinuxDeviceType::C
-            && OF_EVERY_KERNEL.contains(&(device.major(), device.minor()));
-        if !default && !of_every_kernel && device.typ() != LinuxDeviceType::P {
-            return unsupported(format!(
-                "devices of the host ({}; --device, --privileged)",
-                device.path().display()
-            ));
-        }
-    }
-    Ok(())
-}
-
 /// Gives every bind mount a place among the exports.
 fn volumes(spec: &mut Spec) -> Result<Vec<Volume>, Error> {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
@@ -401,5 +376,21 @@ pub(crate) fn guest_resources(resources: &LinuxResources) -> LinuxResources {
         guest.set_cpu(Some(cpu));
     }
     guest.set_block_io(None);
+    unified::keep_of_guest(&mut guest);
     guest
+}
+
+/// Rows and columns that a process's terminal is to have at first.
+pub(crate) type ConsoleSize = (u32, u32);
+
+/// `process.consoleSize`, if the process has a terminal.
+fn console_size(process: &Process) -> Option<ConsoleSize> {
+    let size = process
+        .console_size()
+        .filter(|_| process.terminal() == Some(true))?;
+    let (rows, columns) = (
+        size.height().try_into().ok()?,
+        size.width().try_into().ok()?,
+    );
+    Some((rows, columns)).filter(|(rows, columns)| *rows > 0 && *columns > 0)
 }

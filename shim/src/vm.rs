@@ -41,7 +41,7 @@ mod origin;
 mod spawn;
 
 use footprint::Footprint;
-use guest::{guest_error, no_limit, within};
+use guest::{guest_error, no_limit, sized, within};
 pub(crate) use launch::Launcher;
 use monitor::Monitor;
 
@@ -243,6 +243,7 @@ impl Machine for Vm {
     }
 
     async fn create(&self, streams: agent::Streams) -> Result<(), AnyError> {
+        let streams = sized(streams, self.plan.console_size);
         let spec = serde_json::to_vec(&self.plan.guest).map_err(spec::Error::Encode)?;
         let mut request = agent::CreateRequest {
             container_id: self.id.clone(),
@@ -299,8 +300,9 @@ impl Machine for Vm {
             .run_hooks("poststart", poststart, ContainerState::Running)
             .await
         {
-            // The process runs: the OCI runtime specification asks for a warning.
-            log::warn!("{error}");
+            // As with runc: it is no container that its hook has not agreed to.
+            self.kill();
+            return Err(error);
         }
         Ok(())
     }
@@ -311,11 +313,12 @@ impl Machine for Vm {
         process: &[u8],
         streams: agent::Streams,
     ) -> Result<u32, AnyError> {
+        let (process, size) = spec::exec_process(process)?;
         let request = agent::ExecRequest {
             container_id: self.id.clone(),
             exec_id: exec_id.to_owned(),
-            process: spec::exec_process(process)?,
-            streams: Some(streams).into(),
+            process,
+            streams: Some(sized(streams, size)).into(),
             ..Default::default()
         };
         Ok(self

@@ -39,6 +39,7 @@ pub struct Container {
     stdin: Vec<u8>,
     detached: bool,
     reports_kernel: bool,
+    on_crun: bool,
     exit: i32,
     stdout: Expected,
     stderr: Expected,
@@ -55,6 +56,7 @@ pub fn ctr(image: &str) -> Container {
         stdin: Vec::new(),
         detached: false,
         reports_kernel: true,
+        on_crun: false,
         exit: 0,
         stdout: Expected::Anything,
         stderr: Expected::Anything,
@@ -68,6 +70,12 @@ pub fn docker(image: &str) -> Container {
         client: Client::Docker,
         ..ctr(image)
     }
+}
+
+/// What stands in front of a command so that it reports its kernel: a line `kernel RELEASE` on standard error.
+pub fn reporting_kernel() -> Vec<String> {
+    let script = r#"echo "kernel $(uname -r)" >&2; exec "$@""#;
+    ["/bin/sh", "-c", script, "sh"].map(String::from).into()
 }
 
 impl Container {
@@ -114,10 +122,18 @@ impl Container {
         self
     }
 
-    /// Runs what the spec in `file` says, whose root is a folder of the host (`ctr` alone knows this).
+    /// Runs what the spec in `file` says, whose root is a folder of the host (`ctr` alone knows this). Its command reports
+    /// the kernel itself ([`reporting_kernel`]).
     #[must_use]
     pub fn of_spec(file: &str) -> Self {
-        ctr("").option(&["--config", file]).bare()
+        ctr("").option(&["--config", file])
+    }
+
+    /// Under the runtime runc, crun stands in for it: for what runc has honoured since 1.2 only, and the machine's is older.
+    #[must_use]
+    pub fn on_crun(mut self) -> Self {
+        self.on_crun = true;
+        self
     }
 
     /// Runs the command alone. Without this a shell in front of it writes `kernel RELEASE` to
@@ -211,17 +227,21 @@ impl Container {
                 }
             }
         }
-        words.extend_from_slice(&self.options);
-        // A spec names its root itself.
-        if !self.image.is_empty() {
-            words.push(self.image.clone());
+        if self.on_crun && runtime == Runtime::Runc {
+            words.extend(["--runc-binary", "/usr/bin/crun"].map(String::from));
         }
+        words.extend_from_slice(&self.options);
+        // A spec names its root and its command itself.
+        if self.image.is_empty() {
+            words.push(id.into());
+            return words;
+        }
+        words.push(self.image.clone());
         if self.client == Client::Ctr {
             words.push(id.into());
         }
         if self.reports_kernel {
-            let script = r#"echo "kernel $(uname -r)" >&2; exec "$@""#;
-            words.extend(["/bin/sh", "-c", script, "sh"].map(String::from));
+            words.extend(reporting_kernel());
         }
         words.extend_from_slice(&self.command);
         words

@@ -9,6 +9,7 @@ pub mod failure;
 pub mod figures;
 pub mod leak;
 pub mod machine;
+pub mod oci_config;
 pub mod process;
 pub mod runner;
 pub mod scene;

@@ -21,13 +21,22 @@ impl Slopes {
         self.bounds.insert(what.to_owned(), bound);
     }
 
-    /// Adds what a process holds: open descriptors, of which it may not gain any, and memory of its own in KiB.
+    /// Adds the open descriptors of a process, of which it may not gain any.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn add_descriptors(&mut self, name: &str, pid: u32) -> Result<(), Failure> {
+        let descriptors = descriptors(pid)?;
+        self.add(&format!("descriptors of {name}"), descriptors, 0.0);
+        Ok(())
+    }
+
+    /// Adds what a process holds: its descriptors, and memory of its own in KiB.
     ///
     /// # Errors
     /// It is gone.
     pub fn add_process(&mut self, name: &str, pid: u32, kib: f64) -> Result<(), Failure> {
-        let descriptors = descriptors(pid)?;
-        self.add(&format!("descriptors of {name}"), descriptors, 0.0);
+        self.add_descriptors(name, pid)?;
         let memory = own_memory_kib(pid)?;
         self.add(&format!("memory of {name} in KiB"), memory, kib);
         Ok(())
@@ -85,8 +94,7 @@ fn descriptors(pid: u32) -> Result<f64, Failure> {
     Ok(entries.count() as f64)
 }
 
-/// What a process has written to in mappings that no file is behind (`Private_Dirty` of /proc/PID/smaps, proc(5)): not the
-/// memory of a monitor's guest, which is a mapping of its template.
+/// What a process has written to in mappings that no file is behind (`Private_Dirty` of /proc/PID/smaps, proc(5)).
 fn own_memory_kib(pid: u32) -> Result<f64, Failure> {
     let file = format!("/proc/{pid}/smaps");
     let text = fs::read_to_string(&file).map_err(Failure::io(&file))?;

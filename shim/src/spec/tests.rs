@@ -310,7 +310,7 @@ fn what_must_be_there_is_named() {
 
 #[test]
 fn an_execs_process_loses_its_labels_too() {
-    let process = exec_process(base()["process"].to_string().as_bytes()).unwrap();
+    let (process, _) = exec_process(base()["process"].to_string().as_bytes()).unwrap();
     let process: Value = serde_json::from_slice(&process).unwrap();
     assert!(process.get("apparmorProfile").is_none());
     assert!(process.get("selinuxLabel").is_none());

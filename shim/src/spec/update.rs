@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use forkvm_config::Class;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
-use super::{Error, demand::demand};
+use super::{Error, demand::demand, unified};
 
 /// Reads what an update asks for.
 ///
 /// # Errors
 /// Text that is no resources of an OCI configuration.
 pub(crate) fn resources(json: &[u8]) -> Result<LinuxResources, Error> {
-    serde_json::from_slice(json)
-        .map_err(|error| Error::Invalid(format!("the resources of the update: {error}")))
+    let mut resources = serde_json::from_slice(json)
+        .map_err(|error| Error::Invalid(format!("the resources of the update: {error}")))?;
+    unified::settle(&mut resources)?;
+    Ok(resources)
 }
 
 /// `now` with what `change` names. Zero names nothing, as for runc: Docker sends it for what it does not change. Rules for devices
@@ -99,16 +101,16 @@ mod tests {
     fn what_is_named_changes_and_the_rest_stays() {
         let now = of(
             r#"{"memory":{"limit":1000,"swap":2000},"cpu":{"shares":512,"quota":5,"period":10,"cpus":"0"},
-                "pids":{"limit":7},"unified":{"a":"1","b":"2"},"devices":[{"allow":false,"access":"rwm"}]}"#,
+                "pids":{"limit":7},"unified":{"memory.low":"1","memory.high":"2"},"devices":[{"allow":false,"access":"rwm"}]}"#,
         );
         // As Docker sends it: zeros and empty lists for what it does not change.
         let change = of(
             r#"{"memory":{"limit":3000,"swap":4000,"reservation":0},"cpu":{"shares":0,"quota":-1,"cpus":""},
-                "pids":{"limit":0},"unified":{"b":"3"},"devices":[{"allow":true,"access":"rwm"}]}"#,
+                "pids":{"limit":0},"unified":{"memory.high":"3"},"devices":[{"allow":true,"access":"rwm"}]}"#,
         );
         let expected = of(
             r#"{"memory":{"limit":3000,"swap":4000},"cpu":{"shares":512,"quota":-1,"period":10,"cpus":"0"},
-                "pids":{"limit":7},"unified":{"a":"1","b":"3"},"devices":[{"allow":false,"access":"rwm"}]}"#,
+                "pids":{"limit":7},"unified":{"memory.low":"1","memory.high":"3"},"devices":[{"allow":false,"access":"rwm"}]}"#,
         );
         assert_eq!(merged(&now, &change), expected);
         assert_eq!(merged(&now, &of("{}")), now);

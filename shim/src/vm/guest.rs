@@ -5,7 +5,9 @@ use std::{future::Future, time::Duration};
 use tokio::time::timeout;
 use ttrpc::{Code, context};
 
-use crate::machine::Error as MachineError;
+use forkvm_api::agent::Streams;
+
+use crate::{machine::Error as MachineError, spec::ConsoleSize};
 
 /// Most bytes of a text that the guest answers with: the sentence of an error, its causes and names of files.
 const MESSAGE: usize = 1024;
@@ -25,6 +27,14 @@ pub(super) async fn within<T>(
             call,
             seconds: limit.as_secs(),
         })?
+}
+
+/// Streams whose terminal has the size that the configuration names, if the client has named none.
+pub(super) fn sized(mut streams: Streams, size: Option<ConsoleSize>) -> Streams {
+    if let (true, 0, Some((rows, columns))) = (streams.terminal, streams.rows, size) {
+        (streams.rows, streams.columns) = (rows, columns);
+    }
+    streams
 }
 
 /// What ttrpc tells of a call that failed.

@@ -3,12 +3,15 @@
 //! To add one, add a `row` to the topic's list; when one container does not say it, write a
 //! `scenario`. Topics are files; a new one is added to [`cases`].
 
+mod config;
 mod crashes;
 mod damage;
 mod docker;
+mod ends;
 mod execs;
 mod exhausted;
 mod files;
+mod hooks;
 mod hostile;
 mod identity;
 mod images;
@@ -47,10 +50,13 @@ pub fn cases() -> Vec<Case> {
         processes::cases(),
         files::cases(),
         isolation::cases(),
+        config::cases(),
+        hooks::cases(),
         jail::cases(),
         hostile::cases(),
         memory::cases(),
         tasks::cases(),
+        ends::cases(),
         execs::cases(),
         terminals::cases(),
         images::cases(),

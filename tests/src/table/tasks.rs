@@ -316,7 +316,8 @@ fn pause(scene: &Scene<'_>) -> Result<(), Failure> {
         .map(drop)
 }
 
-fn expect_status(scene: &Scene<'_>, id: &str, status: &str) -> Result<(), Failure> {
+/// Whether `ctr task ls` shows a task with this status.
+pub(super) fn expect_status(scene: &Scene<'_>, id: &str, status: &str) -> Result<(), Failure> {
     let output = scene.ok(["ctr", "task", "ls"])?;
     let has = |line: &&str| line.split_whitespace().next() == Some(id);
     let text = output.text();
