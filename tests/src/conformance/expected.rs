@@ -27,7 +27,7 @@ pub struct Suite {
     /// Tests that runc passes and forkvm does not.
     #[serde(default)]
     pub forkvm_fails: BTreeMap<String, String>,
-    /// Tests that forkvm may pass or fail, whichever of two things is quicker.
+    /// Tests that forkvm may pass or fail: by which of two things is quicker, or by the version of the suite.
     #[serde(default)]
     pub forkvm_may_fail: BTreeMap<String, String>,
 }
