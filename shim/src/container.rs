@@ -376,10 +376,17 @@ impl Container {
     /// Removes an ended exec, or the ended container with its machine.
     pub(crate) async fn delete(&self, exec_id: &str) -> Result<Deleted, AnyError> {
         let process = self.process(exec_id)?;
+        // What the end of one that was never started is: nothing ran, and nothing failed; but the container's own process waits
+        // in the guest and is killed. As under runc.
+        let never_started = if exec_id.is_empty() {
+            Exit::killed()
+        } else {
+            Exit::new(0, SystemTime::now())
+        };
         let (exit, pid, unstarted) = {
             let mut state = process.state();
             let before = state.phase;
-            let Some(exit) = state.phase.delete(Exit::killed()) else {
+            let Some(exit) = state.phase.delete(never_started) else {
                 return Err(self.wrong_state("delete", &process, before).into());
             };
             (exit, state.pid, before == Phase::Created)

@@ -90,8 +90,8 @@ impl Stdio {
             Place::Nowhere | Place::Fifo(_) => {}
             Place::File(_) | Place::Program(_) => return Err(not_input(&self.stdin)),
         }
-        let stdout = Place::parse(&self.stdout)?;
-        match Place::parse(&self.stderr)? {
+        let (stdout, stderr) = self.outputs()?;
+        match stderr {
             // One program takes both.
             stderr @ Place::Program(_) if stdout != stderr => Err(Error::Open {
                 path: PathBuf::from(&self.stderr),
@@ -99,6 +99,16 @@ impl Stdio {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Places of stdout and stderr. A terminal has one output: a name for stderr means nothing then, as under runc, and
+    /// clients may give one that nobody has made.
+    fn outputs(&self) -> Result<(Place<'_>, Place<'_>), Error> {
+        let stdout = Place::parse(&self.stdout)?;
+        if self.terminal {
+            return Ok((stdout, Place::Nowhere));
+        }
+        Ok((stdout, Place::parse(&self.stderr)?))
     }
 }
 
@@ -122,7 +132,7 @@ async fn open_sinks(
     stdio: &Stdio,
     programs: &LogPrograms,
 ) -> Result<(Sink, Sink, Option<log_program::Process>), Error> {
-    let (stdout, stderr) = (Place::parse(&stdio.stdout)?, Place::parse(&stdio.stderr)?);
+    let (stdout, stderr) = stdio.outputs()?;
     if let Place::Program(rest) = stdout {
         let program = programs.start(rest).await?;
         let stderr = match stderr {

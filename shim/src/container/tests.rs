@@ -301,6 +301,16 @@ async fn a_container_that_was_never_started_can_be_deleted() {
 }
 
 #[tokio::test]
+async fn an_exec_that_was_never_started_ends_with_nothing_wrong() {
+    let test = started().await;
+    let none = Stdio::default();
+    test.container.exec("e1", none, Vec::new()).unwrap();
+    assert_eq!(test.container.delete("e1").await.unwrap().exit.status, 0);
+    let none = Stdio::default();
+    test.container.exec("e1", none, Vec::new()).unwrap();
+}
+
+#[tokio::test]
 async fn pids_never_look_like_those_of_the_host() {
     let test = started().await;
     test.exec("e1").await;

@@ -102,7 +102,9 @@ async fn stdin_lasts_until_it_is_closed_by_name() {
 
 #[tokio::test]
 async fn a_terminal_is_one_connection_both_ways() {
-    let fifos = fifos(true);
+    let mut fifos = fifos(true);
+    // containerd's client names a FIFO for it all the same, and does not make it.
+    fifos.stdio.stderr = format!("{}-stderr", fifos.stdio.stdout);
     let mut out = reader(&fifos.stdio.stdout);
     let mock = Mock::default();
     let (names, _open) = opened(&fifos.stdio, &mock).await;

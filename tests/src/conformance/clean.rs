@@ -23,8 +23,10 @@ pub fn clean() {
     for pid in processes_of(FOLDERS[1]) {
         let _ = kill_process(pid, Signal::KILL);
     }
-    let cgroup = Path::new("/sys/fs/cgroup").join(NAMESPACE);
-    let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+    // One by one, not by cgroup.kill: Linux 6.12 kills at once what is cloned into a cgroup that has ever been killed.
+    for pid in processes_in(&Path::new("/sys/fs/cgroup").join(NAMESPACE)) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
     for point in mounts_below(&FOLDERS) {
         let _ = unmount(&point, UnmountFlags::DETACH);
     }
@@ -45,6 +47,19 @@ fn processes_of(state: &str) -> Vec<Pid> {
                 .then_some(pid)
         })
         .collect()
+}
+
+/// Those in a cgroup and below it.
+fn processes_in(cgroup: &Path) -> Vec<Pid> {
+    let list = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let own = list
+        .lines()
+        .filter_map(|line| Pid::from_raw(line.parse().ok()?));
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    let below = entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .flat_map(|entry| processes_in(&entry.path()));
+    own.chain(below).collect()
 }
 
 /// The innermost first.
