@@ -215,6 +215,8 @@ impl Model {
     fn delete(&mut self, id: usize, process: Process) -> Answer {
         let status = match process {
             Process::Stopped(status) => status,
+            // As with runc: what never ran has not failed.
+            Process::Created if id != 0 => 0,
             Process::Created => KILLED,
             Process::Running | Process::Paused => return REFUSED,
         };
