@@ -171,8 +171,8 @@ fn executable(program: &Path) -> io::Result<()> {
     Ok(rustix::fs::access(program, Access::EXEC_OK)?)
 }
 
-/// Only returns if it fails.
-fn execute(program: &Path, arguments: &[String]) -> io::Error {
+/// Only returns if it fails: with the reason, in runc's words, which are strerror's in small letters.
+fn execute(program: &Path, arguments: &[String]) -> String {
     let c_string = |bytes: &[u8]| CString::new(bytes);
     let program = c_string(program.as_os_str().as_bytes());
     let arguments: Result<Vec<_>, _> = arguments
@@ -182,13 +182,10 @@ fn execute(program: &Path, arguments: &[String]) -> io::Error {
     match (program, arguments) {
         // The environment is this process's own, as libcontainer has set it.
         (Ok(program), Ok(arguments)) => match nix::unistd::execv(&program, &arguments) {
-            Err(error) => error.into(),
+            Err(error) => error.desc().to_lowercase(),
             Ok(never) => match never {},
         },
-        _ => io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "an argument contains a NUL byte",
-        ),
+        _ => "an argument contains a NUL byte".to_owned(),
     }
 }
 
@@ -238,6 +235,21 @@ mod tests {
 
     fn find(argument: &str, path: &str) -> Result<PathBuf, String> {
         find_program(&[argument.to_owned()], path)
+    }
+
+    #[test]
+    fn what_cannot_be_executed_says_why_in_the_words_of_runc() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("program");
+        fs::write(&program, [0, 1, 2, 3]).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let arguments = ["program".to_owned()];
+        assert_eq!(execute(&program, &arguments), "exec format error");
+        assert_eq!(
+            execute(&folder.path().join("none"), &arguments),
+            "no such file or directory"
+        );
+        assert!(execute(&program, &["a\0b".to_owned()]).contains("NUL"));
     }
 
     #[test]
