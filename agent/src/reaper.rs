@@ -6,13 +6,15 @@
 
 use std::{
     collections::BTreeMap,
+    os::unix::process::ExitStatusExt as _,
+    process::ExitStatus,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
-use nix::{
-    errno::Errno,
-    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
+use rustix::{
+    io::Errno,
+    process::{WaitOptions, wait},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -109,20 +111,17 @@ impl Reaper {
     /// Reaps what has ended so far.
     fn reap(&self) {
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(status) => match exit_of(status) {
-                    Some((pid, status)) => self.ended(
-                        pid,
-                        Exit {
-                            status,
-                            at: SystemTime::now(),
-                        },
-                    ),
-                    None if status == WaitStatus::StillAlive => return,
-                    None => {}
-                },
-                Err(Errno::EINTR) => {}
-                Err(_) => return,
+            // Not by nix: it has no real-time signals, and takes the end by one for an error.
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    let pid = pid.as_raw_nonzero().get().unsigned_abs();
+                    if let Some(status) = exit_status(ExitStatus::from_raw(status.as_raw())) {
+                        let at = SystemTime::now();
+                        self.ended(pid, Exit { status, at });
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Ok(None) | Err(_) => return,
             }
         }
     }
@@ -140,22 +139,14 @@ impl Reaper {
     }
 }
 
-fn exit_of(status: WaitStatus) -> Option<(u32, u32)> {
-    let (pid, status) = match status {
-        WaitStatus::Exited(pid, code) => (pid, code & 0xff),
-        WaitStatus::Signaled(pid, signal, _) => (pid, 128 + signal as i32),
-        _ => return None,
-    };
-    Some((
-        u32::try_from(pid.as_raw()).ok()?,
-        u32::try_from(status).ok()?,
-    ))
+/// 0 to 255; 128 + n of an end by signal n.
+fn exit_status(status: ExitStatus) -> Option<u32> {
+    let by_signal = || Some(128 + status.signal()?);
+    u32::try_from(status.code().or_else(by_signal)?).ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use nix::{sys::signal::Signal, unistd::Pid};
-
     use super::*;
 
     fn exit(status: u32) -> Exit {
@@ -213,12 +204,12 @@ mod tests {
 
     #[test]
     fn a_signal_is_128_and_its_number() {
-        let pid = Pid::from_raw(5);
-        assert_eq!(exit_of(WaitStatus::Exited(pid, 3)), Some((5, 3)));
-        assert_eq!(
-            exit_of(WaitStatus::Signaled(pid, Signal::SIGKILL, false)),
-            Some((5, 137))
-        );
-        assert_eq!(exit_of(WaitStatus::StillAlive), None);
+        for (script, expected) in [("exit 3", 3), ("kill -9 $$", 137), ("kill -34 $$", 162)] {
+            let ended = std::process::Command::new("sh")
+                .args(["-c", script])
+                .status()
+                .unwrap();
+            assert_eq!(exit_status(ended), Some(expected));
+        }
     }
 }

@@ -424,10 +424,7 @@ async fn a_file_that_is_no_program_says_so_on_standard_error() {
     let guest = Guest::identified().await;
     let spec = spec(&guest.rootfs(), &["not-a-program"]);
     let (output, status) = guest.output("one", &spec).await;
-    assert_eq!(
-        output,
-        "exec /bin/not-a-program: exec format error\n"
-    );
+    assert_eq!(output, "exec /bin/not-a-program: exec format error\n");
     assert_eq!(status, 255);
 }
 

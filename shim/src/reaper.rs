@@ -9,10 +9,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use nix::{
-    errno::Errno,
-    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
-    unistd::Pid,
+use rustix::{
+    io::Errno,
+    process::{WaitOptions, wait},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -102,20 +101,18 @@ impl Reaper {
     fn collect(&self) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let (pid, status) = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, ExitStatus::from_raw(code << 8)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    (pid, ExitStatus::from_raw(signal as i32))
-                }
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
-                Ok(_) | Err(Errno::EINTR) => continue,
+            // Not by nix: it has no real-time signals, and takes the end by one for an error.
+            let (pid, status) = match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => (pid, ExitStatus::from_raw(status.as_raw())),
+                Ok(None) | Err(Errno::CHILD) => return,
+                Err(Errno::INTR) => continue,
                 Err(error) => {
                     log::error!("cannot collect children: {error}");
                     return;
                 }
             };
             // An orphan of a hook has nobody who waits.
-            if let Some(sender) = waiting.remove(&pid.as_raw().unsigned_abs()) {
+            if let Some(sender) = waiting.remove(&pid.as_raw_nonzero().get().unsigned_abs()) {
                 let _ = sender.send(status);
             }
         }
