@@ -37,7 +37,7 @@ pub(super) fn cases() -> Vec<Case> {
 fn cycles_a_round(scene: &Scene<'_>) -> u32 {
     let all = match scene.runtime {
         Runtime::Forkvm => scene.cycles(),
-        Runtime::Runc => scene.cycles() / 5,
+        Runtime::Runc => scene.cycles() / 10,
     };
     all.div_ceil(ROUNDS)
 }
