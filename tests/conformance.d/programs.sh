@@ -58,7 +58,7 @@ copy_source_24() {
 get_source_17() {
     local mirror
     mirror=$(debian_mirror)
-    : "${mirror:=http://deb.debian.org/debian}"
+    [[ $mirror ]] || fail "no mirror of Debian is known here: set FORKVM_MIRROR"
     wget --no-verbose -O "$work/1.7.tar.xz" "${mirror%/}/pool/main/c/containerd/$source_17"
     sha256sum --check <<<"$source_17_sha256  $work/1.7.tar.xz"
     mkdir "$work/1.7"
