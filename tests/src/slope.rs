@@ -21,13 +21,14 @@ impl Slopes {
         self.bounds.insert(what.to_owned(), bound);
     }
 
-    /// Adds the open descriptors of a process, of which it may not gain any.
+    /// Adds the open descriptors of a process, of which it may not gain any: less than one in two readings, as those of what
+    /// is just ending come and go.
     ///
     /// # Errors
     /// It is gone.
     pub fn add_descriptors(&mut self, name: &str, pid: u32) -> Result<(), Failure> {
         let descriptors = descriptors(pid)?;
-        self.add(&format!("descriptors of {name}"), descriptors, 0.0);
+        self.add(&format!("descriptors of {name}"), descriptors, 0.5);
         Ok(())
     }
 
