@@ -126,6 +126,29 @@ impl Cgroup {
             .map_err(|error| refused(&error))
     }
 
+    /// Whether limits may be set that say they are not to take memory away (OCI runtime specification,
+    /// `memory.checkBeforeUpdate`).
+    ///
+    /// # Errors
+    /// A memory limit below what is used.
+    pub(crate) fn check_before_update(&self, resources: &LinuxResources) -> Result<(), Error> {
+        let memory = (*resources.memory()).unwrap_or_default();
+        let limit = memory
+            .limit()
+            .and_then(|limit| u64::try_from(limit).ok())
+            .filter(|limit| *limit > 0 && memory.check_before_update() == Some(true));
+        let (Some(limit), Ok(used)) = (limit, self.read("memory.current")?.trim().parse::<u64>())
+        else {
+            return Ok(());
+        };
+        if limit < used {
+            return Err(Error::Limits(format!(
+                "a memory limit of {limit} bytes is below the {used} that are used"
+            )));
+        }
+        Ok(())
+    }
+
     /// The text of one of its files; nothing if a controller does not have it.
     ///
     /// # Errors
@@ -251,6 +274,29 @@ mod tests {
         let stat = numbers("usage_usec 12\nuser_usec 7\nbroken\nworse x\n");
         assert_eq!(stat.len(), 2);
         assert_eq!((stat["usage_usec"], stat["user_usec"]), (12, 7));
+    }
+
+    #[test]
+    fn a_limit_below_what_is_used_is_refused_if_that_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("memory.current"), "4096\n").unwrap();
+        let cgroup = Cgroup {
+            folder: folder.path().to_owned(),
+        };
+        let check = |memory: &str| {
+            let resources = serde_json::from_str(&format!(r#"{{"memory":{memory}}}"#)).unwrap();
+            cgroup.check_before_update(&resources)
+        };
+        let error = check(r#"{"limit":4095,"checkBeforeUpdate":true}"#).unwrap_err();
+        assert!(error.to_string().contains("4096"), "{error}");
+        for memory in [
+            r#"{"limit":4096,"checkBeforeUpdate":true}"#,
+            r#"{"limit":-1,"checkBeforeUpdate":true}"#,
+            r#"{"limit":4095,"checkBeforeUpdate":false}"#,
+            r#"{"limit":4095}"#,
+        ] {
+            check(memory).unwrap();
+        }
     }
 
     #[test]

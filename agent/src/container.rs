@@ -9,7 +9,7 @@ use std::{
 
 use forkvm_api::agent::{CreateRequest, ExecRequest, StatsResponse};
 use libcontainer::container::Container as Runtime;
-use oci_spec::runtime::Capability;
+use oci_spec::runtime::{Capability, LinuxResources};
 
 use crate::{
     cgroup::{self, Cgroup},
@@ -373,7 +373,9 @@ impl Container {
 
     /// Sets the limits of its cgroup. Lowering that of memory may take as long as giving memory back does.
     pub(crate) async fn update(&self, resources: &[u8]) -> Result<(), Error> {
-        let resources = serde_json::from_slice(resources).map_err(spec::Error::Parse)?;
+        let resources: LinuxResources =
+            serde_json::from_slice(resources).map_err(spec::Error::Parse)?;
+        self.cgroup.check_before_update(&resources)?;
         let cgroup = self.cgroup.clone();
         let limited = tokio::task::spawn_blocking(move || cgroup.limit(&resources)).await;
         Ok(limited.map_err(|error| cgroup::Error::Limits(error.to_string()))??)

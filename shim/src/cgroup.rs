@@ -13,7 +13,8 @@ use std::{
 };
 
 use libcgroups::common::{
-    AnyCgroupManager, CgroupConfig, CgroupManager as _, ControllerOpt, create_cgroup_manager,
+    AnyCgroupManager, CgroupConfig, CgroupManager as _, ControllerOpt, CreateCgroupSetupError,
+    create_cgroup_manager,
 };
 use nix_of_libcgroups::unistd::Pid;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
@@ -53,16 +54,23 @@ fn open(path: &str, id: &str) -> Result<Cgroup, Error> {
     } else {
         format!("/{path}")
     };
-    let config = CgroupConfig {
-        cgroup_path: inner_path.into(),
-        systemd_cgroup: systemd,
-        container_name: id.to_owned(),
-    };
-    let inner = create_cgroup_manager(config).map_err(|error| failed("use", path, &error))?;
+    let inner = manager(inner_path, systemd, id).map_err(|error| failed("use", path, &error))?;
     Ok(Cgroup {
         path: path.to_owned(),
         folder: OnceLock::new(),
         inner,
+    })
+}
+
+fn manager(
+    cgroup_path: impl Into<PathBuf>,
+    systemd_cgroup: bool,
+    id: &str,
+) -> Result<AnyCgroupManager, CreateCgroupSetupError> {
+    create_cgroup_manager(CgroupConfig {
+        cgroup_path: cgroup_path.into(),
+        systemd_cgroup,
+        container_name: id.to_owned(),
     })
 }
 
@@ -189,15 +197,32 @@ impl Cgroup {
         self.set_quota(limits)
     }
 
+    /// In systemd's form systemd is told, so that it knows what to keep, and the files are written then, as runc does: it
+    /// has no names for some limits, and libcgroups' message about cpusets is one that it does not understand.
     fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
-        self.inner
-            .apply(&ControllerOpt {
+        let refused = |error: &dyn std::fmt::Display| failed("set limits in", &self.path, error);
+        let set = |manager: &AnyCgroupManager, resources: &LinuxResources| {
+            let options = ControllerOpt {
                 resources,
                 disable_oom_killer: false,
                 oom_score_adj: None,
                 freezer_state: None,
-            })
-            .map_err(|error| failed("set limits in", &self.path, &error))
+            };
+            manager.apply(&options).map_err(|error| refused(&error))
+        };
+        if !is_systemd(&self.path) {
+            return set(&self.inner, resources);
+        }
+        set(&self.inner, &without_cpuset(resources))?;
+        let Some(path) = self
+            .folder
+            .get()
+            .and_then(|folder| folder.strip_prefix(HIERARCHY).ok())
+        else {
+            return Ok(());
+        };
+        let files = manager(Path::new("/").join(path), false, "").map_err(|e| refused(&e))?;
+        set(&files, resources)
     }
 }
 
@@ -211,6 +236,15 @@ pub(crate) fn remove(path: &str, id: &str) -> Result<(), Error> {
         .inner
         .remove()
         .map_err(|error| failed("remove", path, &error))
+}
+
+fn without_cpuset(resources: &LinuxResources) -> LinuxResources {
+    let mut without = resources.clone();
+    if let Some(mut cpu) = without.cpu().clone() {
+        cpu.set_cpus(None).set_mems(None);
+        without.set_cpu(Some(cpu));
+    }
+    without
 }
 
 /// What is set before the guest runs.
@@ -338,6 +372,13 @@ mod tests {
             let error = make_folder(hierarchy.path(), path).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{path:?}");
         }
+    }
+
+    #[test]
+    fn systemd_is_told_all_but_the_cpuset() {
+        let told = without_cpuset(&limits()).cpu().clone().unwrap();
+        assert_eq!((told.cpus(), told.mems()), (&None, &None));
+        assert_eq!((told.shares(), told.quota()), (Some(512), Some(50000)));
     }
 
     #[test]

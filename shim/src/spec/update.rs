@@ -50,6 +50,8 @@ fn memory(mut now: LinuxMemory, change: &LinuxMemory) -> LinuxMemory {
     now.set_limit(named(change.limit()).or(now.limit()));
     now.set_reservation(named(change.reservation()).or(now.reservation()));
     now.set_swap(named(change.swap()).or(now.swap()));
+    // It is about this change alone.
+    now.set_check_before_update(change.check_before_update());
     now
 }
 

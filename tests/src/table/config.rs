@@ -271,13 +271,12 @@ fn with_cgroups(scene: &Scene<'_>) -> Result<OciConfig, Failure> {
         .push("/mounts", mount))
 }
 
-/// Reads files of the cgroup on the host that a task's process is in.
-fn host_limits<const N: usize>(
+/// Reads files of the cgroup on the host that a process is in.
+pub(super) fn host_limits<const N: usize>(
     scene: &Scene<'_>,
-    id: &str,
+    pid: u32,
     files: [&str; N],
 ) -> Result<[String; N], Failure> {
-    let pid = task_pid(scene, id)?;
     let cgroup = scene.read(format!("/proc/{pid}/cgroup"))?;
     let cgroup = cgroup.trim().trim_start_matches("0::");
     let mut values = files.map(String::from);
@@ -312,7 +311,7 @@ fn limits(scene: &Scene<'_>) -> Result<(), Failure> {
         "cpuset.mems",
         "memory.max",
     ];
-    let [quota, weight, cpus, mems, memory] = host_limits(scene, &id, files)?;
+    let [quota, weight, cpus, mems, memory] = host_limits(scene, task_pid(scene, &id)?, files)?;
     ensure(
         [&*quota, &*weight, &*cpus, &*mems] == ["50000 100000", "10000", "0", "0"],
         || format!("on the host the limits are {quota}, {weight}, {cpus}, {mems}"),
@@ -338,7 +337,11 @@ fn unified(scene: &Scene<'_>) -> Result<(), Failure> {
     let config = with_cgroups(scene)?.with("/linux/resources/unified", unified);
     let expected = "67108864\n59998208\n1048576\n1\n33\n55\n";
     let id = both(scene, config, script, expected)?;
-    let found = host_limits(scene, &id, ["cpu.max", "cpu.weight", "cpuset.cpus"])?;
+    let found = host_limits(
+        scene,
+        task_pid(scene, &id)?,
+        ["cpu.max", "cpu.weight", "cpuset.cpus"],
+    )?;
     ensure(found == ["60000 100000", "55", "0"], || {
         format!("on the host the limits are {found:?}")
     })

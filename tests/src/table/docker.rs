@@ -8,6 +8,8 @@ use crate::{
     scene::Scene,
 };
 
+use super::config::host_limits;
+
 pub(super) fn cases() -> Vec<Case> {
     vec![
         row(
@@ -74,6 +76,7 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("docker/restart-keeps-the-root", restart),
         scenario("docker/pause-and-unpause", pause),
         scenario("docker/update", update),
+        scenario("docker/cgroup-in-a-slice-of-systemd", slice),
         scenario("docker/stats", stats),
         scenario("docker/out-of-memory-is-told", out_of_memory),
         scenario("docker/attach", attach),
@@ -282,6 +285,37 @@ fn update(scene: &Scene<'_>) -> Result<(), Failure> {
         || "the rules for devices are gone".to_owned(),
     )?;
     scene.ok(["docker", "rm", "--force", &id]).map(drop)
+}
+
+/// systemd makes the container's cgroup, a scope in the slice that is named; the limits of the host are in it, and with
+/// the container it is gone.
+fn slice(scene: &Scene<'_>) -> Result<(), Failure> {
+    let slice = format!("e2e{}.slice", scene.runtime.name());
+    let container = docker(BUSYBOX)
+        .option(&["--cgroup-parent", &slice, "--pids-limit", "50"])
+        .option(&["--memory", "64m", "--memory-swap", "64m"])
+        .option(&["--cpus", "0.5", "--cpuset-cpus", "0"]);
+    let id = scene.detach(&container.command(["sleep", "1000"]))?;
+    scene.check_kernel(Client::Docker, &id)?;
+    let pid: u32 = inspect(scene, &id, "{{.State.Pid}}")?.parse().unwrap_or(0);
+    let scope = inspect(scene, &id, "docker-{{.Id}}.scope")?;
+    let cgroup = scene.read(format!("/proc/{pid}/cgroup"))?;
+    ensure(cgroup == format!("0::/{slice}/{scope}\n"), || {
+        format!("its cgroup is {cgroup:?}")
+    })?;
+    let files = ["cpu.max", "cpuset.cpus", "memory.swap.max", "memory.max"];
+    let [quota, cpus, swap, memory] = host_limits(scene, pid, files)?;
+    let memory: u64 = memory.parse().unwrap_or(u64::MAX);
+    ensure(
+        [&*quota, &*cpus, &*swap] == ["50000 100000", "0", "0"]
+            && (64 << 20..=256 << 20).contains(&memory),
+        || format!("its limits are {quota}, {cpus}, {swap}, {memory}"),
+    )?;
+    scene.ok(["docker", "rm", "--force", &id])?;
+    let state = scene.host(["systemctl", "is-active", &scope])?.text();
+    ensure(state == "inactive\n", || format!("{scope} is {state:?}"))?;
+    // A slice stays when the last one in it has gone.
+    scene.ok(["systemctl", "stop", &slice]).map(drop)
 }
 
 fn stats(scene: &Scene<'_>) -> Result<(), Failure> {

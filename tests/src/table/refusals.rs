@@ -2,11 +2,14 @@
 
 use std::fs;
 
+use serde_json::json;
+
 use crate::{
     case::{Case, row, scenario},
     config_file::ConfigFile,
     container::{BUSYBOX, Container, ctr, docker},
     failure::Failure,
+    oci_config::OciConfig,
     scene::Scene,
 };
 
@@ -98,6 +101,8 @@ pub(super) fn cases() -> Vec<Case> {
     ];
     let scenarios = [
         scenario("refused/host-pid-namespace", host_pid).forkvm_only(NO_NAMESPACES),
+        scenario("refused/fields-that-mean-the-host", fields)
+            .forkvm_only("runc has what they name"),
         scenario("refused/no-template", no_template).forkvm_only(NO_TEMPLATES),
         scenario("refused/no-kvm", no_kvm).forkvm_only("runc needs no KVM"),
         scenario("refused/configuration-with-a-mistake", bad_configuration)
@@ -126,6 +131,32 @@ fn host_pid(scene: &Scene<'_>) -> Result<(), Failure> {
     let container =
         Container::of_spec(&scene.path_text("spec.json")).refused(["host", "pid namespace"]);
     scene.run(&container).map(drop)
+}
+
+/// One of each kind; docs/config.md has the list, the shim's unit tests have all of it.
+fn fields(scene: &Scene<'_>) -> Result<(), Failure> {
+    let notify = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]});
+    let device = json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]);
+    let map = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
+    let mount = json!([{"destination": "/data", "type": "bind", "source": scene.path_text(""),
+        "options": ["rbind"], "uidMappings": map, "gidMappings": map}]);
+    for (pointer, value, word) in [
+        ("/linux/intelRdt", json!({"closID": "group"}), "intelRdt"),
+        ("/linux/seccomp", notify, "SCMP_ACT_NOTIFY"),
+        ("/linux/devices", device, "/dev/kvm"),
+        ("/linux/rootfsPropagation", json!("rshared"), "rshared"),
+        (
+            "/linux/resources/unified",
+            json!({"../memory.max": "1"}),
+            "unified",
+        ),
+        ("/mounts", mount, "uidMappings"),
+    ] {
+        let config = OciConfig::new(scene)?.with(pointer, value).sh("true");
+        scene.run(&config.container(scene)?.refused([word]))?;
+    }
+    Ok(())
 }
 
 fn no_template(scene: &Scene<'_>) -> Result<(), Failure> {
