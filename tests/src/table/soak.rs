@@ -75,12 +75,18 @@ fn execs(scene: &Scene<'_>) -> Result<(), Failure> {
                 format!("exec has written {:?}", output.text())
             })?;
         }
-        slopes.add_process("the shim", shim, 0.4 * f64::from(cycles_a_round(scene)))?;
+        let round = f64::from(cycles_a_round(scene));
+        // runc's shim is a Go program, as containerd is.
+        let bound = match scene.runtime {
+            Runtime::Forkvm => 0.4 * round,
+            Runtime::Runc => 256.0,
+        };
+        slopes.add_process("the shim", shim, bound)?;
         // A monitor's memory is its guest's, which moves about in it.
         slopes.add_descriptors("the task's process", task)?;
         if scene.runtime == Runtime::Forkvm {
             // A page for each exec: what slabs of the guest's kernel keep is less.
-            let bound = 4.0 * f64::from(cycles_a_round(scene));
+            let bound = 4.0 * round;
             slopes.add(
                 "memory of the guest in KiB",
                 guest_memory_kib(scene, &id)?,
