@@ -137,10 +137,10 @@ impl Cgroup {
             .limit()
             .and_then(|limit| u64::try_from(limit).ok())
             .filter(|limit| *limit > 0 && memory.check_before_update() == Some(true));
-        let (Some(limit), Ok(used)) = (limit, self.read("memory.current")?.trim().parse::<u64>())
-        else {
+        let Some(limit) = limit else {
             return Ok(());
         };
+        let used: u64 = self.read("memory.current")?.trim().parse().unwrap_or(0);
         if limit < used {
             return Err(Error::Limits(format!(
                 "a memory limit of {limit} bytes is below the {used} that are used"

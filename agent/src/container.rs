@@ -8,15 +8,14 @@ use std::{
 };
 
 use forkvm_api::agent::{CreateRequest, ExecRequest, StatsResponse};
-use libcontainer::container::Container as Runtime;
+use libcontainer::container::{Container as Runtime, ContainerStatus, State};
 use oci_spec::runtime::{Capability, LinuxResources};
 
 use crate::{
     cgroup::{self, Cgroup},
     console::{self, ConsoleSocket},
-    launch::{self, Reports},
+    launch::{self, Launcher, Reports},
     process::{self, Process},
-    reaper::Reaper,
     report::{self, Request},
     spec::{self, Template},
     stats,
@@ -121,11 +120,11 @@ impl Container {
     /// failed attempt made is removed.
     pub(crate) async fn create(
         request: &CreateRequest,
-        reaper: &Reaper,
+        launcher: &Launcher,
         streams: &Streams,
     ) -> Result<Self, Error> {
         let id = request.container_id.as_str();
-        let made = Self::make(request, reaper, streams).await;
+        let made = Self::make(request, launcher, streams).await;
         if made.is_err()
             && spec::check_id(id).is_ok()
             && let Err(error) = clean_up(id).await
@@ -137,7 +136,7 @@ impl Container {
 
     async fn make(
         request: &CreateRequest,
-        reaper: &Reaper,
+        launcher: &Launcher,
         streams: &Streams,
     ) -> Result<Self, Error> {
         let id = request.container_id.as_str();
@@ -156,14 +155,14 @@ impl Container {
             .save(bundle.join("config.json"))
             .map_err(|error| Error::Files(io::Error::other(error)))?;
 
+        let request = worker_request(id, STATE.into(), wanted, None);
         let (launched, ends) = run(
-            reaper,
-            id,
+            launcher,
+            request,
             wanted,
             connections,
             prepared.owner,
             "init",
-            None,
         )
         .await?;
         let cgroup = Cgroup::of(id);
@@ -242,7 +241,7 @@ impl Container {
     pub(crate) async fn exec(
         &self,
         request: &ExecRequest,
-        reaper: &Reaper,
+        launcher: &Launcher,
         streams: &Streams,
     ) -> Result<u32, Error> {
         let id = request.exec_id.as_str();
@@ -250,15 +249,12 @@ impl Container {
         if self.init.has_ended() {
             return Err(self.wrong_state("has ended"));
         }
-        if !matches!(*self.stage(), Stage::Running) {
-            return Err(self.wrong_state("has not been started"));
-        }
         if self.execs().contains_key(id) {
             return Err(Error::ExecExists(id.to_owned()));
         }
         // The name is taken from here on; a second request for it must not get as far as this.
         self.execs().insert(id.to_owned(), None);
-        let made = self.run_exec(request, reaper, streams).await;
+        let made = self.run_exec(request, launcher, streams).await;
         match made {
             Ok(process) => {
                 let pid = process.pid();
@@ -275,7 +271,7 @@ impl Container {
     async fn run_exec(
         &self,
         request: &ExecRequest,
-        reaper: &Reaper,
+        launcher: &Launcher,
         streams: &Streams,
     ) -> Result<Process, Error> {
         let wanted = &request.streams;
@@ -289,6 +285,7 @@ impl Container {
             identity: Identity::take(&mut process),
         });
         let connections = Connections::of(wanted, streams).await?;
+        let state = self.state_for_exec()?;
         let name = format!("exec-{}", request.exec_id);
         let file = bundle(&self.id).join(format!("{name}.json"));
         let json = serde_json::to_vec(&process).map_err(|error| Error::Files(error.into()))?;
@@ -299,19 +296,27 @@ impl Container {
             terminal_owner: owner.uid,
             user_namespace,
         };
-        let outcome = run(
-            reaper,
-            &self.id,
-            wanted,
-            connections,
-            owner,
-            &name,
-            Some(exec),
-        )
-        .await;
+        let request = worker_request(&self.id, state, wanted, Some(exec));
+        let outcome = run(launcher, request, wanted, connections, owner, &name).await;
         fs::remove_file(&file).map_err(Error::Files)?;
         let (launched, ends) = outcome?;
         Ok(Process::watch(launched.pid, launched.ended, ends, || ()))
+    }
+
+    /// The folder where an exec finds libcontainer's state. libcontainer refuses an exec in a container that was not started,
+    /// which runc does not, and whose namespaces are there: it finds a copy that says "running".
+    fn state_for_exec(&self) -> Result<PathBuf, Error> {
+        if matches!(*self.stage(), Stage::Running) {
+            return Ok(PathBuf::from(STATE));
+        }
+        let failed = |error| Error::Files(io::Error::other(error));
+        let folder = bundle(&self.id).join("state");
+        let copy = folder.join(&self.id);
+        fs::create_dir_all(&copy).map_err(Error::Files)?;
+        let mut state = State::load(&Path::new(STATE).join(&self.id)).map_err(failed)?;
+        state.status = ContainerStatus::Running;
+        state.save(&copy).map_err(failed)?;
+        Ok(folder)
     }
 
     /// The process `exec_id`, or init if that is empty.
@@ -406,39 +411,46 @@ impl Container {
     }
 }
 
-/// Runs a worker with the standard streams that a request names.
-async fn run(
-    reaper: &Reaper,
+/// What a worker is asked, but for its console.
+fn worker_request(
     id: &str,
+    state: PathBuf,
     wanted: &forkvm_api::agent::Streams,
-    connections: Connections,
-    owner: Owner,
-    name: &str,
     exec: Option<report::Exec>,
-) -> Result<(launch::Launched, stdio::AgentEnds), Error> {
+) -> Request {
     let window = || {
         let rows = u16::try_from(wanted.rows).ok().filter(|rows| *rows > 0)?;
         Some((rows, u16::try_from(wanted.columns).ok()?))
     };
-    let mut request = Request {
+    Request {
         container_id: id.to_owned(),
         bundle: bundle(id),
-        state: PathBuf::from(STATE),
-        stdio: Vec::new(),
+        state,
         console: None,
         window: window(),
         exec,
-    };
+    }
+}
+
+/// Runs a worker with the standard streams that a request of a client names.
+async fn run(
+    launcher: &Launcher,
+    mut request: Request,
+    wanted: &forkvm_api::agent::Streams,
+    connections: Connections,
+    owner: Owner,
+    name: &str,
+) -> Result<(launch::Launched, stdio::AgentEnds), Error> {
     if !wanted.terminal {
         let (process_ends, agent_ends) = connections.pipes(owner)?;
-        let launched = launch::launch(reaper, request, Some(process_ends)).await?;
+        let launched = launcher.launch(&request, Some(process_ends)).await?;
         return Ok((launched, agent_ends));
     }
     let socket =
-        ConsoleSocket::bind(bundle(id).join(format!("{name}.sock"))).map_err(Error::Console)?;
+        ConsoleSocket::bind(request.bundle.join(format!("{name}.sock"))).map_err(Error::Console)?;
     request.console = Some(socket.path().to_owned());
     let of_init = request.exec.is_none();
-    let launched = launch::launch(reaper, request, None).await?;
+    let launched = launcher.launch(&request, None).await?;
     let master = socket.master().map_err(Error::Console)?;
     if of_init {
         console::give_to(&master, owner.uid).map_err(Error::Console)?;

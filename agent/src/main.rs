@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
-        [worker::COMMAND, request] => return worker::main(request),
+        [worker::COMMAND] => return worker::main(),
         [warm_up::COMMAND] => return warm_up::main(None),
         [warm_up::COMMAND, program] => return warm_up::main(Some(program)),
         ["serve", "--unix", dir] => serve::unix(&PathBuf::from(dir)),

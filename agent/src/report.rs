@@ -1,19 +1,29 @@
 //! What a worker and the agent say to each other: one JSON value a packet of a socket pair of type
-//! SOCK_SEQPACKET.
+//! SOCK_SEQPACKET. The agent's request is the first, and carries the descriptors of the streams.
 
 use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::user_namespace::Identity;
 
-/// A packet's length at most. Longer messages are cut by the sender.
+/// A report's length at most. Longer ones are cut by the sender.
 pub(crate) const PACKET: usize = 16 * 1024;
+
+/// A request's length at most: less than a socket holds (`net.core.wmem_default`, 208 KiB), so that sending never waits.
+const REQUEST: usize = 128 * 1024;
+
+/// Standard input, output and error.
+const STREAMS: usize = 3;
 
 /// What a worker is to make.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -23,8 +33,6 @@ pub(crate) struct Request {
     pub(crate) bundle: PathBuf,
     /// Where libcontainer keeps its state.
     pub(crate) state: PathBuf,
-    /// The descriptors of stdin, stdout and stderr; empty with a terminal.
-    pub(crate) stdio: Vec<i32>,
     /// Socket to which the terminal's master is sent.
     pub(crate) console: Option<PathBuf>,
     /// Rows and columns of the terminal at first.
@@ -76,6 +84,65 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
+/// Sends a request with the process's streams, of which there are three, or none with a terminal.
+pub(crate) fn send_request(
+    socket: impl AsFd,
+    request: &Request,
+    streams: &[OwnedFd],
+) -> io::Result<()> {
+    let packet = serde_json::to_vec(request)?;
+    if packet.len() > REQUEST {
+        return Err(io::Error::other(format!(
+            "the request has {} bytes; at most {REQUEST} are possible",
+            packet.len()
+        )));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS))];
+    let mut rights = SendAncillaryBuffer::new(&mut space);
+    let streams: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
+    if !streams.is_empty() && !rights.push(SendAncillaryMessage::ScmRights(&streams)) {
+        return Err(io::Error::other("there are too many streams"));
+    }
+    sendmsg(
+        socket,
+        &[IoSlice::new(&packet)],
+        &mut rights,
+        SendFlags::NOSIGNAL,
+    )?;
+    Ok(())
+}
+
+/// Waits for the request: `None` if the agent has gone without one.
+pub(crate) fn receive_request(socket: impl AsFd) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
+    // The length first: few requests are as long as they may be.
+    let (_, length) = rustix::net::recv(
+        &socket,
+        &mut [0_u8; 0][..],
+        RecvFlags::PEEK | RecvFlags::TRUNC,
+    )?;
+    let mut packet = vec![0; length.min(REQUEST)];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS))];
+    let mut rights = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        &socket,
+        &mut [IoSliceMut::new(&mut packet)],
+        &mut rights,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let streams = rights.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
+        _ => Vec::new(),
+    });
+    let streams = streams.collect();
+    Ok(Some((
+        serde_json::from_slice(&packet[..received.bytes])?,
+        streams,
+    )))
+}
+
 /// Sends a report; waits if the other side is behind.
 pub(crate) fn send(socket: impl AsFd, report: &Report) {
     let mut packet = serde_json::to_vec(report).unwrap_or_default();
@@ -125,6 +192,53 @@ mod tests {
             prop_assert!(error.starts_with(&received));
             prop_assert!(received == error || received.chars().count() == PACKET / 16);
         }
+    }
+
+    fn request(container_id: &str) -> Request {
+        Request {
+            container_id: container_id.to_owned(),
+            bundle: "/bundle".into(),
+            state: "/state".into(),
+            console: None,
+            window: Some((24, 80)),
+            exec: None,
+        }
+    }
+
+    #[test]
+    fn a_request_arrives_with_its_streams() {
+        let (ours, theirs) = pair().unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap().into();
+        send_request(&ours, &request("one"), &[reader, writer, null]).unwrap();
+        let (received, streams) = receive_request(&theirs).unwrap().unwrap();
+        assert_eq!(received.container_id, "one");
+        assert_eq!(received.window, Some((24, 80)));
+        let [reader, writer, _null] = <[OwnedFd; 3]>::try_from(streams).unwrap();
+        rustix::io::write(&writer, b"through").unwrap();
+        let mut through = [0; 7];
+        rustix::io::read(&reader, &mut through).unwrap();
+        assert_eq!(&through, b"through");
+        let flags = rustix::io::fcntl_getfd(&reader).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+    }
+
+    #[test]
+    fn a_request_is_as_long_as_it_may_be_or_refused() {
+        let (ours, theirs) = pair().unwrap();
+        let long = "x".repeat(REQUEST - 1000);
+        send_request(&ours, &request(&long), &[]).unwrap();
+        let (received, streams) = receive_request(&theirs).unwrap().unwrap();
+        assert_eq!((received.container_id, streams.len()), (long, 0));
+        let error = send_request(&ours, &request(&"x".repeat(REQUEST)), &[]).unwrap_err();
+        assert!(error.to_string().contains("at most 131072"), "{error}");
+    }
+
+    #[test]
+    fn an_agent_that_goes_without_a_request_is_no_request() {
+        let (ours, theirs) = pair().unwrap();
+        drop(ours);
+        assert!(receive_request(&theirs).unwrap().is_none());
     }
 
     #[test]

@@ -11,8 +11,9 @@ use forkvm_api::agent::{CreateRequest, ExecRequest, Identity, StatsResponse};
 use crate::{
     container::{self, Container},
     identity::{self, Clock},
+    launch::Launcher,
     process::{self, Process},
-    reaper::{Exit, Reaper},
+    reaper::Exit,
     streams::Streams,
 };
 
@@ -48,7 +49,7 @@ type Slot = Option<Arc<Container>>;
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     clock: Clock,
-    reaper: Reaper,
+    launcher: Launcher,
     streams: Streams,
     identified: Mutex<bool>,
     containers: Mutex<BTreeMap<String, Slot>>,
@@ -63,10 +64,10 @@ pub(crate) struct Created {
 }
 
 impl Sandbox {
-    pub(crate) fn new(clock: Clock, reaper: Reaper, streams: Streams) -> Self {
+    pub(crate) fn new(clock: Clock, launcher: Launcher, streams: Streams) -> Self {
         Self {
             clock,
-            reaper,
+            launcher,
             streams,
             identified: Mutex::new(false),
             containers: Mutex::new(BTreeMap::new()),
@@ -132,7 +133,7 @@ impl Sandbox {
             }
             containers.insert(id.clone(), None);
         }
-        match Container::create(request, &self.reaper, &self.streams).await {
+        match Container::create(request, &self.launcher, &self.streams).await {
             Ok(container) => {
                 let pid = container.init_pid();
                 self.containers()
@@ -156,7 +157,9 @@ impl Sandbox {
 
     pub(crate) async fn exec(&self, request: &ExecRequest) -> Result<u32, Error> {
         let container = self.container(&request.container_id)?;
-        Ok(container.exec(request, &self.reaper, &self.streams).await?)
+        Ok(container
+            .exec(request, &self.launcher, &self.streams)
+            .await?)
     }
 
     fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>, Error> {
@@ -168,7 +171,10 @@ impl Sandbox {
         let container = self.container(id)?;
         let process = container.process(exec_id)?;
         let end = process::end_of(process.finished()).await;
-        container.forget_exec(exec_id, &process);
+        if !exec_id.is_empty() {
+            container.forget_exec(exec_id, &process);
+            self.launcher.prepare();
+        }
         end.ok_or(Error::Down)
     }
 

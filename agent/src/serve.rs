@@ -17,8 +17,8 @@ use nix::sys::socket::{
 };
 
 use crate::{
-    boot, identity::Clock, ready, reaper::Reaper, reclaim, sandbox::Sandbox, service::Service,
-    streams::Streams, warm_up,
+    boot, identity::Clock, launch::Launcher, ready, reaper::Reaper, reclaim, sandbox::Sandbox,
+    service::Service, streams::Streams, warm_up,
 };
 
 /// Connections that may wait to be accepted.
@@ -118,7 +118,7 @@ fn serve(
     runtime.block_on(async {
         let reaper = Reaper::default();
         let streams = Streams::default();
-        let sandbox = Sandbox::new(clock, reaper.clone(), streams.clone());
+        let sandbox = Sandbox::new(clock, Launcher::new(reaper.clone()), streams.clone());
         let service = Arc::new(Service {
             sandbox: Arc::new(sandbox),
         });

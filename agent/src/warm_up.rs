@@ -18,7 +18,9 @@ use serde_json::{Value, json};
 
 use crate::{
     container::{self, Container},
-    free_memory, process,
+    free_memory,
+    launch::Launcher,
+    process,
     reaper::{Exit, Reaper},
     streams::Streams,
 };
@@ -132,7 +134,8 @@ async fn one_container(reaper: &Reaper, program: &Path) -> Result<(), Error> {
         spec: spec(program).to_string().into_bytes(),
         ..Default::default()
     };
-    let container = Container::create(&request, reaper, &Streams::default()).await?;
+    let launcher = Launcher::new(reaper.clone());
+    let container = Container::create(&request, &launcher, &Streams::default()).await?;
     container.start().await?;
     let end = process::end_of(container.process("")?.finished()).await;
     // Its cgroup stays, without processes: with the last one the kernel would take back what it patched into its code for

@@ -7,7 +7,7 @@
 use std::{
     error::Error as _,
     fs, io,
-    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{BorrowedFd, OwnedFd, RawFd},
     path::PathBuf,
     process::ExitCode,
 };
@@ -28,7 +28,7 @@ use crate::{
 
 mod tracing_log;
 
-/// The word by which the agent calls itself as a worker; the request follows as JSON.
+/// The word by which the agent calls itself as a worker; the request comes on its socket.
 pub(crate) const COMMAND: &str = "worker";
 
 /// The descriptor on which the worker finds its socket.
@@ -38,7 +38,7 @@ pub(crate) const SOCKET: RawFd = 3;
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("the worker's request cannot be read: {0}")]
-    Request(serde_json::Error),
+    Request(io::Error),
     #[error("cannot read {path}: {source}")]
     Config { path: PathBuf, source: io::Error },
     #[error("{0}")]
@@ -54,14 +54,20 @@ enum Error {
 }
 
 /// Runs as a worker.
-pub(crate) fn main(request: &str) -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     heed_all_signals();
     // SAFETY: the agent put its socket there before it executed us, and nothing else owns it. It is
     // never closed: what libcontainer forks reports on it until it executes the container's program.
     let socket = unsafe { BorrowedFd::borrow_raw(SOCKET) };
     close_on_exec(socket);
     tracing_log::install();
-    match run(request) {
+    let made = match report::receive_request(socket).map_err(Error::Request) {
+        Ok(Some((request, streams))) => run(&request, streams),
+        // The agent needs no worker any more.
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => Err(error),
+    };
+    match made {
         Ok(pid) => {
             report::send(socket, &Report::Made { pid });
             ExitCode::SUCCESS
@@ -104,43 +110,39 @@ fn close_on_exec(fd: BorrowedFd<'_>) {
     let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC);
 }
 
-fn run(request: &str) -> Result<u32, Error> {
-    let request: Request = serde_json::from_str(request).map_err(Error::Request)?;
-    let pid = match &request.exec {
-        None => create(&request),
-        Some(exec) => self::exec(&request, exec),
-    }?;
-    Ok(pid)
+fn run(request: &Request, streams: Vec<OwnedFd>) -> Result<u32, Error> {
+    match &request.exec {
+        None => create(request, streams),
+        Some(exec) => self::exec(request, exec, streams),
+    }
 }
 
-fn builder(request: &Request, executor: GuestExecutor) -> Result<ContainerBuilder, Error> {
+fn builder(
+    request: &Request,
+    executor: GuestExecutor,
+    streams: Vec<OwnedFd>,
+) -> Result<ContainerBuilder, Error> {
     let builder = ContainerBuilder::new(request.container_id.clone(), SyscallType::default())
         .with_executor(executor)
         .with_console_socket(request.console.clone())
         .with_root_path(&request.state)
         .and_then(ContainerBuilder::validate_id)
         .map_err(|error| explain(&error))?;
-    let [stdin, stdout, stderr] = request.stdio.as_slice() else {
-        return Ok(builder);
-    };
-    let take = |fd: RawFd| {
-        // SAFETY: the agent left these three descriptors open for us and nothing else owns them.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        close_on_exec(fd.as_fd());
-        fd
-    };
-    Ok(builder
-        .with_stdin(take(*stdin))
-        .with_stdout(take(*stdout))
-        .with_stderr(take(*stderr)))
+    Ok(match <[OwnedFd; 3]>::try_from(streams) {
+        Ok([stdin, stdout, stderr]) => builder
+            .with_stdin(stdin)
+            .with_stdout(stdout)
+            .with_stderr(stderr),
+        Err(_) => builder,
+    })
 }
 
-fn create(request: &Request) -> Result<u32, Error> {
+fn create(request: &Request, streams: Vec<OwnedFd>) -> Result<u32, Error> {
     let executor = GuestExecutor {
         window: request.window,
         ..GuestExecutor::default()
     };
-    let container = builder(request, executor)?
+    let container = builder(request, executor, streams)?
         .as_init(&request.bundle)
         .with_systemd(false)
         .with_detach(true)
@@ -166,7 +168,7 @@ fn loopback_up(pid: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn exec(request: &Request, exec: &Exec) -> Result<u32, Error> {
+fn exec(request: &Request, exec: &Exec, streams: Vec<OwnedFd>) -> Result<u32, Error> {
     // libcontainer gives an exec no seccomp filter; the executor loads the container's own.
     let config = request.bundle.join("config.json");
     let text = fs::read(&config).map_err(|source| Error::Config {
@@ -190,7 +192,7 @@ fn exec(request: &Request, exec: &Exec) -> Result<u32, Error> {
         seccomp: config.linux.seccomp,
         borrowed: exec.borrowed.clone(),
     };
-    let pid = builder(request, executor)?
+    let pid = builder(request, executor, streams)?
         .as_tenant()
         .with_process(Some(&exec.process))
         .with_detach(true)

@@ -1,7 +1,8 @@
-//! Drives an agent through its API: containers, execs, streams, signals.
+//! Drives an agent through its API: containers, streams, signals.
 
 // Marked so that clippy knows it for a test's.
 #[cfg(test)]
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod guest;
 
 use forkvm_api::agent::Streams;
@@ -45,11 +46,7 @@ async fn what_a_container_has_used_is_told() {
     let (code, _) = status(guest.stats("one").await.unwrap_err());
     assert_eq!(code, Code::NOT_FOUND);
     // No limits: which controllers there are is this machine's affair. The end-to-end table has a container with limits.
-    let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
-    guest
-        .create("one", &spec, Streams::default())
-        .await
-        .unwrap();
+    guest.create_sleeper().await;
     guest.run("one").await.unwrap();
     let stats = guest.stats("one").await.unwrap();
     assert!(stats.cpu_stat["usage_usec"] > 0);
@@ -120,13 +117,7 @@ async fn all_output_is_delivered_before_the_exit() {
 
 #[tokio::test]
 async fn signals_end_processes_and_then_find_none() {
-    let guest = Guest::identified().await;
-    let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
-    guest
-        .create("one", &spec, Streams::default())
-        .await
-        .unwrap();
-    guest.run("one").await.unwrap();
+    let guest = Guest::with_sleeper().await;
     guest
         .exec(
             "one",
@@ -164,13 +155,7 @@ async fn signals_end_processes_and_then_find_none() {
 
 #[tokio::test]
 async fn the_end_of_init_ends_its_execs() {
-    let guest = Guest::identified().await;
-    let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
-    guest
-        .create("one", &spec, Streams::default())
-        .await
-        .unwrap();
-    guest.run("one").await.unwrap();
+    let guest = Guest::with_sleeper().await;
     guest
         .exec(
             "one",
@@ -208,47 +193,6 @@ async fn a_container_is_what_its_spec_says() {
         CapEff: 00000000a80425fb\nCapBnd: 00000000a80425fb\nSeccomp: 2\n\
         bin dev etc home proc sys tmp \nnull-ok\n/dev/null\nsys-read-only\n0\n";
     assert_eq!(output, expected);
-}
-
-#[tokio::test]
-async fn an_exec_has_the_containers_root_namespaces_filter_and_capabilities() {
-    let guest = Guest::identified().await;
-    let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
-    guest
-        .create("one", &spec, Streams::default())
-        .await
-        .unwrap();
-    guest.run("one").await.unwrap();
-    let script = "
-        hostname; id -u; echo $HOME; cat /proc/sys/kernel/random/boot_id
-        grep -E 'Cap(Eff|Prm|Bnd|Amb)|Seccomp:' /proc/self/status | tr '\\t' ' '
-        ls / | tr '\\n' ' '; echo
-        readlink /proc/1/ns/pid > /tmp/a; readlink /proc/self/ns/pid > /tmp/b; cmp /tmp/a /tmp/b && echo same
-        grep ^0 /proc/self/cgroup; exit 3
-    ";
-    for (uid, home, effective, permitted) in [
-        (0, "/root", "00000000a80425fb", "00000000a80425fb"),
-        (33, "/home/web", "0000000000000000", "0000000000000000"),
-    ] {
-        let mut process = process(&["sh", "-c", script]);
-        process["user"]["uid"] = json!(uid);
-        let mut stdout = guest.connect(10 + uid).await;
-        let name = format!("exec-{uid}");
-        let streams = Streams {
-            stdout: 10 + uid,
-            ..Default::default()
-        };
-        guest.exec("one", &name, &process, streams).await.unwrap();
-        assert_eq!(guest.wait("one", &name).await.unwrap(), 3);
-        let mut output = String::new();
-        stdout.read_to_string(&mut output).await.unwrap();
-        let expected = format!(
-            "container\n{uid}\n{home}\n12345678-1234-1234-1234-123456789abc\nCapPrm: {permitted}\n\
-            CapEff: {effective}\nCapBnd: 00000000a80425fb\nCapAmb: 0000000000000000\nSeccomp: 2\n\
-            bin dev etc home proc sys tmp \nsame\n0::/\n"
-        );
-        assert_eq!(output, expected);
-    }
 }
 
 #[tokio::test]
@@ -311,37 +255,6 @@ async fn a_terminal_has_a_size_and_belongs_to_the_user() {
         "33 101\n/dev/pts/0\n33\n33\ntyped\ngot typed\n50 60\n"
     );
     assert_eq!(guest.wait("one", "").await.unwrap(), 4);
-}
-
-#[tokio::test]
-async fn an_exec_may_have_a_terminal() {
-    let guest = Guest::identified().await;
-    let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
-    guest
-        .create("one", &spec, Streams::default())
-        .await
-        .unwrap();
-    guest.run("one").await.unwrap();
-    let mut process = process(&[
-        "sh",
-        "-c",
-        "stty size; stat -c %u $(tty); test -t 2 && exit 5",
-    ]);
-    process["terminal"] = json!(true);
-    process["user"] = json!({ "uid": 33, "gid": 33 });
-    let mut screen = guest.connect(5).await;
-    let streams = Streams {
-        terminal: true,
-        stdin: 5,
-        rows: 12,
-        columns: 34,
-        ..Default::default()
-    };
-    guest.exec("one", "tty", &process, streams).await.unwrap();
-    let mut output = String::new();
-    screen.read_to_string(&mut output).await.unwrap();
-    assert_eq!(output, "12 34\r\n33\r\n");
-    assert_eq!(guest.wait("one", "tty").await.unwrap(), 5);
 }
 
 #[tokio::test]
@@ -426,51 +339,6 @@ async fn a_file_that_is_no_program_says_so_on_standard_error() {
     let (output, status) = guest.output("one", &spec).await;
     assert_eq!(output, "exec /bin/not-a-program: exec format error\n");
     assert_eq!(status, 255);
-}
-
-#[tokio::test]
-async fn an_exec_that_cannot_be_says_why() {
-    let guest = Guest::identified().await;
-    let spec = spec(&guest.rootfs(), &["sleep", "1000"]);
-    guest
-        .create("one", &spec, Streams::default())
-        .await
-        .unwrap();
-    let early = guest
-        .exec("one", "early", &process(&["true"]), Streams::default())
-        .await;
-    assert_eq!(status(early.unwrap_err()).0, Code::FAILED_PRECONDITION);
-    guest.run("one").await.unwrap();
-    let missing = guest
-        .exec("one", "missing", &process(&["no-such"]), Streams::default())
-        .await;
-    assert_eq!(
-        status(missing.unwrap_err()).1,
-        "exec: \"no-such\": executable file not found in $PATH"
-    );
-    let broken = guest
-        .exec(
-            "one",
-            "broken",
-            &process(&["not-a-program"]),
-            Streams::default(),
-        )
-        .await;
-    assert_eq!(
-        status(broken.unwrap_err()).1,
-        "exec /bin/not-a-program: exec format error"
-    );
-    // The answer comes from the process that failed, just before its end: it may be listed a moment longer.
-    let alone = async { while guest.pids("one").await.unwrap().len() != 1 {} };
-    tokio::time::timeout(std::time::Duration::from_secs(10), alone)
-        .await
-        .expect("a process that could not be executed stays");
-    // A name that failed may be used again.
-    guest
-        .exec("one", "missing", &process(&["true"]), Streams::default())
-        .await
-        .unwrap();
-    assert_eq!(guest.wait("one", "missing").await.unwrap(), 0);
 }
 
 #[test]

@@ -5,7 +5,6 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -24,6 +23,10 @@ use tokio::{
 };
 use ttrpc::{Code, context};
 
+mod rootfs;
+
+use rootfs::{busybox, make_rootfs};
+
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// A running agent. Dropping it ends it and everything in its PID namespace.
@@ -41,47 +44,6 @@ fn cgroup2() -> PathBuf {
         .find(|line| line.contains(" - cgroup2 "))
         .expect("this test needs a cgroup v2 mount, and there is none");
     PathBuf::from(mount.split(' ').nth(4).unwrap())
-}
-
-fn busybox() -> PathBuf {
-    let found = ["/bin/busybox", "/usr/bin/busybox"]
-        .iter()
-        .map(Path::new)
-        .find(|path| path.exists());
-    let busybox = found.expect("this test needs a static busybox: apt-get install busybox-static");
-    let elf = fs::read(busybox).unwrap();
-    let interpreter = b"/lib64/ld-linux";
-    assert!(
-        !elf.windows(interpreter.len())
-            .any(|window| window == interpreter),
-        "{} is not static: apt-get install busybox-static",
-        busybox.display()
-    );
-    busybox.to_owned()
-}
-
-fn make_rootfs(root: &Path) {
-    for folder in ["bin", "dev", "etc", "proc", "sys", "tmp", "home/web"] {
-        fs::create_dir_all(root.join(folder)).unwrap();
-    }
-    fs::copy(busybox(), root.join("bin/busybox")).unwrap();
-    let applets = Command::new(busybox()).arg("--list").output().unwrap();
-    for applet in String::from_utf8(applets.stdout).unwrap().lines() {
-        if applet != "busybox" {
-            symlink("busybox", root.join("bin").join(applet)).unwrap();
-        }
-    }
-    fs::write(
-        root.join("etc/passwd"),
-        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/home/web:/bin/sh\n",
-    )
-    .unwrap();
-    fs::write(root.join("bin/not-a-program"), "\x7fELF but not really").unwrap();
-    fs::set_permissions(
-        root.join("bin/not-a-program"),
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )
-    .unwrap();
 }
 
 /// Runs a shell command in namespaces and in a cgroup of its own: the machine's /run, /etc and
@@ -164,6 +126,33 @@ impl Guest {
             .await
             .unwrap();
         guest
+    }
+
+    /// The worker that waits for its request: its PID in this namespace.
+    pub(crate) fn waiting_worker(&self) -> Option<String> {
+        let processes = fs::read_to_string(self.cgroup.join("cgroup.procs")).unwrap();
+        let receives = format!("{} 0x3 ", nix::libc::SYS_recvfrom);
+        let waits = |pid: &&str| {
+            let is = |file: &str, start: &[u8]| {
+                fs::read(format!("/proc/{pid}/{file}")).is_ok_and(|text| text.starts_with(start))
+            };
+            is("cmdline", b"forkvm-agent\0worker\0") && is("syscall", receives.as_bytes())
+        };
+        processes.lines().find(waits).map(str::to_owned)
+    }
+
+    /// The same with a container "one" that sleeps.
+    pub(crate) async fn with_sleeper() -> Self {
+        let guest = Self::identified().await;
+        guest.create_sleeper().await;
+        guest.run("one").await.unwrap();
+        guest
+    }
+
+    /// Creates a container "one" that will sleep.
+    pub(crate) async fn create_sleeper(&self) {
+        let spec = spec(&self.rootfs(), &["sleep", "1000"]);
+        self.create("one", &spec, Streams::default()).await.unwrap();
     }
 
     pub(crate) fn rootfs(&self) -> PathBuf {
