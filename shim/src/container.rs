@@ -225,8 +225,9 @@ impl Container {
         let process = self.process(exec_id)?;
         self.moves("start", &self.name(&process))?;
         if !exec_id.is_empty() {
+            // In one that was made and not started too, as with runc: its namespaces are there.
             let phase = self.init.state().phase;
-            if phase != Phase::Running {
+            if phase.exit().is_some() {
                 return Err(self.wrong_state("exec in", &self.init, phase).into());
             }
         }
@@ -267,6 +268,7 @@ impl Container {
                 };
                 let exit = process.state().phase.start_failed(exit);
                 if exec_id.is_empty() {
+                    self.end_execs(exit).await;
                     self.announce_exit(&process, exit);
                 } else {
                     // It never was, so there is no event; who waits for it must not wait forever.
@@ -400,6 +402,7 @@ impl Container {
         }
         if unstarted {
             if exec_id.is_empty() {
+                self.end_execs(exit).await;
                 self.announce_exit(&process, exit);
             } else {
                 process.announce(exit);

@@ -329,7 +329,7 @@ fn volumes(spec: &mut Spec) -> Result<Vec<Volume>, Error> {
         volumes.push(Volume {
             name,
             source,
-            read_only: has("ro"),
+            read_only: has("ro") || has("rro"),
             recursive,
         });
     }

@@ -88,7 +88,7 @@ impl Container {
     }
 
     /// The init process takes the execs along; their ends are announced before its own.
-    async fn end_execs(&self, exit: Exit) {
+    pub(super) async fn end_execs(&self, exit: Exit) {
         let execs: Vec<_> = self.execs().values().cloned().collect();
         for exec in execs {
             if matches!(exec.state().phase, Phase::Running)

@@ -78,7 +78,6 @@ pub(crate) struct Mock {
     pub(crate) hold_start: AtomicBool,
     pub(crate) release_start: Notify,
     pub(crate) start_asked: Notify,
-    started: AtomicBool,
     /// SIGKILL of the init process does not end it.
     pub(crate) immortal: AtomicBool,
     pub(crate) destroyed: AtomicU32,
@@ -193,19 +192,10 @@ impl Machine for Mock {
             answer = self.answer(()) => answer?,
             reason = ended(self) => return Err(Error::Ended(reason).into()),
         }
-        self.started.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     async fn exec(&self, exec_id: &str, _: &[u8], streams: Streams) -> Result<u32, AnyError> {
-        if !self.started.load(Ordering::Relaxed) {
-            return Err(Error::Guest {
-                call: "exec",
-                code: Code::FAILED_PRECONDITION,
-                message: "has not been started".into(),
-            }
-            .into());
-        }
         self.names
             .lock()
             .unwrap()

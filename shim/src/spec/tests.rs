@@ -213,6 +213,16 @@ fn bind_mounts_become_exports() {
 }
 
 #[test]
+fn what_is_told_of_mount_options_is_so() {
+    let folder = tempfile::tempdir().unwrap();
+    for option in crate::info::MOUNT_OPTIONS {
+        let plan = take(bind(folder.path(), &["rbind", option])).unwrap();
+        let read_only = ["ro", "rro"].contains(option);
+        assert_eq!(plan.volumes[0].read_only, read_only, "{option}");
+    }
+}
+
+#[test]
 fn volumes_that_cannot_work_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     for option in ["shared", "rshared", "slave", "rslave"] {

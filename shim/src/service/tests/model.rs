@@ -187,8 +187,7 @@ impl Model {
     }
 
     fn start(&mut self, id: usize, process: Process) -> Answer {
-        let container_runs = id == 0 || self.is(0, Process::Running);
-        if process != Process::Created || self.paused || !container_runs {
+        if process != Process::Created || self.paused || self.has_ended() {
             return REFUSED;
         }
         self.processes.insert(id, Process::Running);
@@ -225,7 +224,7 @@ impl Model {
             return Ok(status);
         }
         if process == Process::Created {
-            self.events.push(("exit", 0));
+            self.end(0, KILLED);
         }
         self.events.push(("delete", 0));
         self.processes.clear();
