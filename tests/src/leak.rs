@@ -223,14 +223,18 @@ fn processes() -> Result<Vec<Thing>, Failure> {
 }
 
 fn mounts() -> Result<Vec<Thing>, Failure> {
+    let mut points = mount_points()?;
+    points.retain(|point| point != DOCKERS_OWN);
+    Ok(points.into_iter().map(Thing::Mount).collect())
+}
+
+/// Where something is mounted, in the order in which it was.
+pub(crate) fn mount_points() -> Result<Vec<String>, Failure> {
     let path = "/proc/self/mountinfo";
     let table = fs::read_to_string(path).map_err(Failure::io(path))?;
     // proc_pid_mountinfo(5): the fifth field is the mount point.
-    let points = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .filter(|&point| point != DOCKERS_OWN);
-    Ok(points.map(|point| Thing::Mount(point.into())).collect())
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    Ok(points.map(String::from).collect())
 }
 
 fn sockets() -> Result<Vec<Thing>, Failure> {

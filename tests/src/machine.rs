@@ -59,6 +59,12 @@ impl Containerd {
         self.unit != Self::OF_THE_MACHINE
     }
 
+    /// Whether the last events or output of a container may not arrive, on a busy machine. runc's shim of containerd 2.x ends
+    /// as soon as its queue of events is closed, not when it is empty (`forward` in its task service); that of 1.7 waits.
+    pub fn may_lose_the_last(&self, runtime: Runtime) -> bool {
+        runtime == Runtime::Runc && self.is_beside()
+    }
+
     fn look(unit: &str, deadline: Instant) -> Result<Self, Failure> {
         let output =
             process::run(&["ctr", "version"].map(String::from), b"", deadline)?.exits(0)?;

@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
+    time::Instant,
 };
 
 use serde_json::{Value, json};
@@ -25,11 +26,9 @@ impl OciConfig {
     /// # Errors
     /// When containerd's client does not tell it, or the root cannot be made.
     pub fn new(scene: &Scene<'_>) -> Result<Self, Failure> {
-        let spec = scene.ok(["ctr", "oci", "spec"])?;
-        let value = serde_json::from_slice(&spec.stdout)
-            .map_err(|error| spec.failure(format!("not JSON: {error}")))?;
+        let spec = default_spec(scene.deadline())?;
         make_root(scene)?;
-        Ok(Self(value)
+        Ok(Self(spec)
             .with("/root/path", json!(scene.path_text("root")))
             .with("/process/env", json!(["PATH=/bin"]))
             .with(
@@ -38,28 +37,20 @@ impl OciConfig {
             ))
     }
 
-    /// Sets the value at a JSON pointer (RFC 6901); objects on the way to it are made.
+    /// Sets the value at a JSON pointer ([`put`]).
     #[must_use]
     pub fn with(mut self, pointer: &str, value: Value) -> Self {
-        let mut place = &mut self.0;
-        for name in pointer.split('/').skip(1) {
-            if !place.is_object() {
-                *place = json!({});
-            }
-            place = &mut place[name];
-        }
-        *place = value;
+        put(&mut self.0, pointer, value);
         self
     }
 
-    /// Adds a value to the list at a JSON pointer.
+    /// Adds a value to the list at a JSON pointer, which is made if there is none.
     #[must_use]
-    pub fn push(mut self, pointer: &str, value: Value) -> Self {
-        if let Some(list) = self.0.pointer_mut(pointer).and_then(Value::as_array_mut) {
-            list.push(value);
-            return self;
+    pub fn push(self, pointer: &str, value: Value) -> Self {
+        match self.0.pointer(pointer) {
+            Some(Value::Array(_)) => self.with(&format!("{pointer}/-"), value),
+            _ => self.with(pointer, json!([value])),
         }
-        self.with(pointer, json!([value]))
     }
 
     /// Makes a shell script the command.
@@ -79,6 +70,39 @@ impl OciConfig {
         scene.write(&name, &self.0.to_string())?;
         Ok(Container::of_spec(&scene.path_text(&name)))
     }
+}
+
+/// The configuration that containerd's client makes by default.
+///
+/// # Errors
+/// When it does not tell it.
+pub fn default_spec(deadline: Instant) -> Result<Value, Failure> {
+    let words = ["ctr", "oci", "spec"].map(String::from);
+    let output = process::run(&words, b"", deadline)?.exits(0)?;
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| output.failure(format!("not a configuration: {error}")))
+}
+
+/// Sets the member at a JSON pointer (RFC 6901), making the objects above it; `-` as the last part appends to an array, null
+/// removes.
+pub fn put(spec: &mut Value, pointer: &str, value: Value) {
+    let mut at = spec;
+    let mut parts = pointer.split('/').skip(1).peekable();
+    while let Some(part) = parts.next() {
+        let last = parts.peek().is_none();
+        match at {
+            Value::Array(items) if last && part == "-" => {
+                items.push(value);
+                return;
+            }
+            Value::Object(members) if last && value.is_null() => {
+                members.remove(part);
+                return;
+            }
+            _ => at = &mut at[part],
+        }
+    }
+    *at = value;
 }
 
 /// Busybox, its names, and folders that a container expects.
@@ -110,6 +134,15 @@ fn make_root(scene: &Scene<'_>) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn members_are_set_made_appended_and_removed() {
+        let mut spec = json!({"list": [1], "gone": 1});
+        put(&mut spec, "/list/-", json!(2));
+        put(&mut spec, "/made/deep", json!("x"));
+        put(&mut spec, "/gone", Value::Null);
+        assert_eq!(spec, json!({"list": [1, 2], "made": {"deep": "x"}}));
+    }
 
     #[test]
     fn values_are_set_where_the_pointer_says() {

@@ -32,6 +32,8 @@ pub enum End {
     Exited(i32),
     /// A signal ended it.
     Signalled(i32),
+    /// It has not: what a failure shows of a program that runs on.
+    NotYet,
 }
 
 impl From<ExitStatus> for End {
@@ -48,6 +50,7 @@ impl fmt::Display for End {
         match self {
             End::Exited(code) => write!(out, "exit status {code}"),
             End::Signalled(signal) => write!(out, "ended by signal {signal}"),
+            End::NotYet => write!(out, "not yet,"),
         }
     }
 }
@@ -352,7 +355,7 @@ impl Running {
     /// A failure that shows what the program has written so far.
     pub fn failure(&self, message: impl Into<String>) -> Failure {
         let end = self.watched.seen().end;
-        let (end, at) = end.unwrap_or((End::Signalled(0), Instant::now()));
+        let (end, at) = end.unwrap_or((End::NotYet, Instant::now()));
         Failure::with_output(message, &self.output(end, at))
     }
 

@@ -141,12 +141,6 @@ impl Run<'_> {
         }
     }
 
-    /// Whether a case may fail for want of an event or of output that came nowhere: runc's shim of containerd 2.x ends without
-    /// waiting for the last of them, on a busy machine. Of the machine's own containerd that is not known.
-    fn may_lose(&self, runtime: Runtime) -> bool {
-        runtime == Runtime::Runc && self.machine.containerd.is_beside()
-    }
-
     fn summary(&self) -> MutexGuard<'_, Summary> {
         self.summary.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -162,7 +156,7 @@ impl Run<'_> {
             let wall_clock = SystemTime::now();
             let mut result = self.case_on(case, runtime);
             if let Err(failure) = &result
-                && (may_hang(runtime) || self.may_lose(runtime))
+                && (may_hang(runtime) || self.machine.containerd.may_lose_the_last(runtime))
             {
                 let logs = self.keep_logs(case, runtime, wall_clock);
                 let text = format!(

@@ -10,6 +10,8 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 
+use crate::leak::mount_points;
+
 /// The folders of the containerd that the tests start: root and state (integration/client/client_unix_test.go).
 const FOLDERS: [&str; 2] = ["/var/lib/containerd-test", "/run/containerd-test"];
 
@@ -64,10 +66,9 @@ fn processes_in(cgroup: &Path) -> Vec<Pid> {
 
 /// The innermost first.
 fn mounts_below(folders: &[&str]) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    // proc_pid_mountinfo(5): the fifth field is the mount point.
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let points = mount_points().unwrap_or_default();
     let mut points: Vec<PathBuf> = points
+        .into_iter()
         .map(PathBuf::from)
         .filter(|point| folders.iter().any(|folder| point.starts_with(folder)))
         .collect();

@@ -16,6 +16,7 @@ use super::{expected::Suite, go_test::End, report::Entry};
 use crate::{
     failure::{Failure, ensure},
     machine::{Machine, Runtime},
+    oci_config::{default_spec, put},
     process::{self, Output},
 };
 
@@ -214,10 +215,7 @@ fn container(
     members: &[(&str, Value)],
 ) -> Result<Output, Failure> {
     let deadline = Instant::now() + LIMIT;
-    let default =
-        process::run(&["ctr", "oci", "spec"].map(String::from), b"", deadline)?.exits(0)?;
-    let mut spec: Value = serde_json::from_str(&default.text())
-        .map_err(|error| default.failure(format!("ctr's specification: {error}")))?;
+    let mut spec = default_spec(deadline)?;
     put(&mut spec, "/root/path", json!(root));
     put(&mut spec, "/root/readonly", json!(false));
     put(&mut spec, "/process/terminal", json!(false));
@@ -245,27 +243,6 @@ fn container(
         &id,
     ];
     process::run(&words.map(String::from), b"", deadline)
-}
-
-/// Sets a member, making the objects above it; `-` as the last part appends to an array, null removes.
-fn put(spec: &mut Value, pointer: &str, value: Value) {
-    let mut at = spec;
-    let mut parts = pointer.split('/').skip(1).peekable();
-    while let Some(part) = parts.next() {
-        let last = parts.peek().is_none();
-        match at {
-            Value::Array(items) if last && part == "-" => {
-                items.push(value);
-                return;
-            }
-            Value::Object(members) if last && value.is_null() => {
-                members.remove(part);
-                return;
-            }
-            _ => at = &mut at[part],
-        }
-    }
-    *at = value;
 }
 
 /// A container of the same root has to report the runtime's own kernel: otherwise the rest proves nothing.
@@ -315,14 +292,5 @@ mod tests {
         assert_eq!(checks["has a (2)"], End::Passed);
         assert_eq!(checks["has b"], End::Failed);
         assert_eq!(checks.len(), 4);
-    }
-
-    #[test]
-    fn members_are_set_made_appended_and_removed() {
-        let mut spec = json!({"list": [1], "gone": 1});
-        put(&mut spec, "/list/-", json!(2));
-        put(&mut spec, "/made/deep", json!("x"));
-        put(&mut spec, "/gone", Value::Null);
-        assert_eq!(spec, json!({"list": [1, 2], "made": {"deep": "x"}}));
     }
 }

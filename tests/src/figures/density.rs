@@ -7,7 +7,7 @@ use super::{
     measure::{Bench, Way},
     memory,
     report::Report,
-    running::{MountedImage, RunningContainer, spec_with_hook},
+    running::{MountedImage, RunningContainer, sleeping, spec_with_hook},
     show,
 };
 use crate::{
@@ -157,11 +157,7 @@ pub fn crowds(report: &mut Report, mode: &str, count: usize) -> Result<(), Failu
 
 /// MiB of MemAvailable that each of many sleeping containers takes.
 fn crowd(runtime: Runtime, mode: &str, count: usize) -> Result<f64, Failure> {
-    let container = ctr(BUSYBOX)
-        .bare()
-        .detached()
-        .option(&["--null-io"])
-        .command(["sleep", "100000"]);
+    let container = sleeping();
     // One before the first reading: what the first of all brings in is nobody's share.
     let first = RunningContainer::start(&container, runtime, mode)?;
     let before = memory::available()?;

@@ -5,16 +5,12 @@ use std::{collections::BTreeMap, path::Path, time::Instant};
 use super::{
     measure::{deadline, unique_name},
     report::Report,
-    running::RunningContainer,
+    running::{RunningContainer, sleeping},
     samples::Samples,
     show,
 };
 use crate::{
-    container::{BUSYBOX, ctr},
-    failure::Failure,
-    machine::Runtime,
-    process,
-    task_client::TaskClient,
+    failure::Failure, machine::Runtime, oci_config::default_spec, process, task_client::TaskClient,
 };
 
 /// What is measured of each runtime.
@@ -36,7 +32,12 @@ pub fn run(runs: usize, mode: &str, folder: &Path) -> Result<(), Failure> {
     let mut times: BTreeMap<Runtime, Times> = BTreeMap::new();
     let process = process_that_ends()?;
     show::progress(&format!("\nexec of /bin/true: {runs} runs each "));
-    let containers = RUNTIMES.map(|runtime| Ok((runtime, sleeper(runtime, mode)?)));
+    let containers = RUNTIMES.map(|runtime| {
+        Ok((
+            runtime,
+            RunningContainer::start(&sleeping(), runtime, mode)?,
+        ))
+    });
     let containers: Vec<_> = containers.into_iter().collect::<Result<_, Failure>>()?;
     for run in 0..=runs {
         for (runtime, container) in &containers {
@@ -85,21 +86,9 @@ fn add(report: &mut Report, mode: &str, what: &str, runc: &Samples, forkvm: &Sam
     }
 }
 
-fn sleeper(runtime: Runtime, mode: &str) -> Result<RunningContainer, Failure> {
-    let container = ctr(BUSYBOX)
-        .bare()
-        .detached()
-        .option(&["--null-io"])
-        .command(["sleep", "100000"]);
-    RunningContainer::start(&container, runtime, mode)
-}
-
 /// The process of containerd's own spec, executing something that ends at once.
 fn process_that_ends() -> Result<serde_json::Value, Failure> {
-    let words = ["ctr", "oci", "spec"].map(String::from);
-    let output = process::run(&words, b"", deadline())?.exits(0)?;
-    let mut spec: serde_json::Value = serde_json::from_slice(&output.stdout)
-        .map_err(|error| output.failure(format!("not a spec: {error}")))?;
+    let mut spec = default_spec(deadline())?;
     let mut process = spec["process"].take();
     process["args"] = serde_json::json!(["/bin/true"]);
     Ok(process)

@@ -8,11 +8,21 @@ use std::{
 
 use super::measure::{deadline, retried, run_deadline, unique_name};
 use crate::{
-    container::Container,
+    container::{BUSYBOX, Container, ctr},
     failure::Failure,
     machine::Runtime,
+    oci_config::default_spec,
     process::{self, Running, Streams},
 };
+
+/// A container that does nothing, has no streams, and is left behind by its client.
+pub(super) fn sleeping() -> Container {
+    ctr(BUSYBOX)
+        .bare()
+        .detached()
+        .option(&["--null-io"])
+        .command(["sleep", "100000"])
+}
 
 /// How long a container may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -101,10 +111,7 @@ impl Drop for RunningContainer {
 /// private memory. createRuntime hooks run when Create is done but for them (OCI runtime
 /// specification, "Lifecycle").
 pub(super) fn spec_with_hook(answer: &Path, root: &str) -> Result<String, Failure> {
-    let output = process::run(&["ctr", "oci", "spec"].map(String::from), b"", deadline())?;
-    let output = output.exits(0)?;
-    let mut spec: serde_json::Value = serde_json::from_slice(&output.stdout)
-        .map_err(|error| output.failure(format!("not a spec: {error}")))?;
+    let mut spec = default_spec(deadline())?;
     spec["process"]["args"] = serde_json::json!(["/bin/sleep", "100000"]);
     spec["root"]["path"] = serde_json::json!(root);
     // `ctr oci spec` names the folder above the containers' cgroups.

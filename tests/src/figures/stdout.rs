@@ -5,17 +5,12 @@ use std::{collections::BTreeSet, fs, path::Path, time::Instant};
 use super::{
     measure::{deadline, retried, unique_name},
     report::Report,
-    running::RunningContainer,
+    running::{RunningContainer, sleeping},
     samples::Samples,
     show,
     tracing::{self, Calls},
 };
-use crate::{
-    container::{BUSYBOX, ctr},
-    failure::Failure,
-    machine::Runtime,
-    process,
-};
+use crate::{failure::Failure, machine::Runtime, process};
 
 /// What the container writes.
 const MIB: u64 = 256;
@@ -96,11 +91,7 @@ fn flow(runtime: Runtime, mode: &str, runs: usize, file: &Path) -> Result<Flow, 
         "type=bind,src={},dst=/much,options=rbind:ro",
         file.display()
     );
-    let container = ctr(BUSYBOX)
-        .bare()
-        .detached()
-        .option(&["--null-io", "--mount", &mount])
-        .command(["sleep", "100000"]);
+    let container = sleeping().option(&["--mount", &mount]);
     let container = RunningContainer::start(&container, runtime, mode)?;
     let task = container.task_pid()?;
     let mut flow = Flow::default();

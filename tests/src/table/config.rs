@@ -11,10 +11,7 @@ use crate::{
     scene::Scene,
 };
 
-use super::{
-    files::wait_for_log,
-    tasks::{Events, task_pid},
-};
+use super::{events::Events, files::wait_for_log, tasks::task_pid};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![

@@ -12,7 +12,10 @@ use crate::{
 };
 
 use super::files::log_at_end;
-use super::tasks::{Events, remove_task, task_pid};
+use super::{
+    events::Events,
+    tasks::{remove_task, task_pid},
+};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![

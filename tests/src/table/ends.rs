@@ -10,7 +10,10 @@ use crate::{
     scene::Scene,
 };
 
-use super::tasks::{Events, expect_status, remove_task, task_pid};
+use super::{
+    events::Events,
+    tasks::{end_exec, expect_status, remove_task, task_pid},
+};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -19,6 +22,7 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("end/of-a-program-that-cannot-be-executed", not_executed),
         scenario("end/killed-before-its-start", killed_when_created),
         scenario("end/removed-before-its-start", removed_when_created),
+        scenario("end/exec-before-its-start", exec_when_created),
     ]
 }
 
@@ -68,32 +72,7 @@ fn by_signal(scene: &Scene<'_>) -> Result<(), Failure> {
     let id = scene.detach(&ctr(BUSYBOX).command(["sleep", "1000"]))?;
     scene.check_kernel(Client::Ctr, &id)?;
     for signal in [1, 6, 11, 14, 15, 31, 34, 64] {
-        let words = [
-            "ctr",
-            "task",
-            "exec",
-            "--exec-id",
-            "victim",
-            &id,
-            "sh",
-            "-c",
-        ];
-        let mut words: Vec<String> = words.map(String::from).into();
-        words.push("echo ready; exec sleep 1000".into());
-        let running = Running::spawn(&words, Streams::Pipes)?;
-        running.line("ready", scene.deadline())?;
-        let number = signal.to_string();
-        scene.ok([
-            "ctr",
-            "task",
-            "kill",
-            "--signal",
-            &number,
-            "--exec-id",
-            "victim",
-            &id,
-        ])?;
-        running.wait(scene.deadline())?.exits(128 + signal)?;
+        end_exec(scene, &id, &signal.to_string(), 128 + signal)?;
     }
     scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
 }
@@ -161,6 +140,22 @@ fn removed_when_created(scene: &Scene<'_>) -> Result<(), Failure> {
     scene.ok(["ctr", "task", "rm", "--force", &id])?;
     scene.ok(["ctr", "container", "rm", &id])?;
     prove(scene)
+}
+
+/// The namespaces are there; what runs in them ends with the container's own process.
+fn exec_when_created(scene: &Scene<'_>) -> Result<(), Failure> {
+    let id = created(scene)?;
+    scene.check_kernel(Client::Ctr, &id)?;
+    end_exec(scene, &id, "TERM", 143)?;
+    let words = ["ctr", "task", "exec", "--exec-id", "last", &id, "sh", "-c"].map(String::from);
+    let script = "echo ready; exec sleep 1000".to_owned();
+    let running = Running::spawn(&[&words[..], &[script]].concat(), Streams::Pipes)?;
+    running.line("ready", scene.deadline())?;
+    expect_status(scene, &id, "CREATED")?;
+    scene.ok(["ctr", "task", "kill", "--signal", "SIGKILL", &id])?;
+    running.wait(scene.deadline())?.exits(137)?;
+    remove_task(scene, &id, 137)?;
+    scene.ok(["ctr", "container", "rm", &id]).map(drop)
 }
 
 /// What never ran cannot tell its kernel: another container of the same runtime does.

@@ -11,7 +11,7 @@ use crate::{
     scene::Scene,
 };
 
-use super::tasks::{Events, remove_task};
+use super::{events::Events, tasks::remove_task};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -57,6 +57,7 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("files/bind-a-file", bind_file),
         scenario("files/bind-shows-later-changes-of-the-host", bind_is_live),
         scenario("files/bind-with-a-mount-below", bind_submount).alone(),
+        scenario("files/bind-read-only-with-a-mount-below", bind_submount_read_only).alone(),
         scenario("files/what-was-mapped-is-there-at-the-end", mapped_at_the_end),
         scenario("files/docker-cp-both-ways", docker_cp),
     ]
@@ -263,11 +264,7 @@ fn bind_is_live(scene: &Scene<'_>) -> Result<(), Failure> {
 
 /// A mount below the bound folder is another file system inside too.
 fn bind_submount(scene: &Scene<'_>) -> Result<(), Failure> {
-    scene.write("data/plain", "plain\n")?;
-    scene.write("data/below/hidden", "")?;
-    let below = scene.path_text("data/below");
-    scene.ok(["mount", "-t", "tmpfs", "e2e", &below])?;
-    let seen = scene.write("data/below/inner", "inner\n").and_then(|_| {
+    with_mount_below(scene, || {
         let mount = bind(&scene.path_text("data"), "/data", "rbind:rw");
         let script = "cat /data/plain /data/below/inner; ls /data/below; echo more >/data/below/out; \
                       test $(stat -c %d /data) != $(stat -c %d /data/below) && echo apart";
@@ -275,7 +272,34 @@ fn bind_submount(scene: &Scene<'_>) -> Result<(), Failure> {
         scene.run(&container.stdout("plain\ninner\ninner\napart\n"))?;
         let out = scene.read(scene.path("data/below/out"))?;
         ensure(out == "more\n", || format!("the host reads {out:?}"))
-    });
+    })
+}
+
+/// Kubernetes' `recursiveReadOnly`.
+fn bind_submount_read_only(scene: &Scene<'_>) -> Result<(), Failure> {
+    with_mount_below(scene, || {
+        let mount = bind(&scene.path_text("data"), "/data", "rbind:rro");
+        let script = "cat /data/plain /data/below/inner; for try in 'touch /data/new' 'touch /data/below/new'; \
+                      do $try 2>&1 | grep -c 'Read-only file system'; done";
+        let container = ctr(BUSYBOX).option(&["--mount", &mount]).sh(script);
+        scene
+            .run(&container.stdout("plain\ninner\n1\n1\n"))
+            .map(drop)
+    })
+}
+
+/// With a file system mounted on the host at `data/below`.
+fn with_mount_below(
+    scene: &Scene<'_>,
+    check: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    scene.write("data/plain", "plain\n")?;
+    scene.write("data/below/hidden", "")?;
+    let below = scene.path_text("data/below");
+    scene.ok(["mount", "-t", "tmpfs", "e2e", &below])?;
+    let seen = scene
+        .write("data/below/inner", "inner\n")
+        .and_then(|_| check());
     scene.ok(["umount", &below])?;
     seen
 }

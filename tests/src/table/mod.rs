@@ -8,6 +8,7 @@ mod crashes;
 mod damage;
 mod docker;
 mod ends;
+mod events;
 mod execs;
 mod exhausted;
 mod files;
@@ -56,6 +57,7 @@ pub fn cases() -> Vec<Case> {
         hostile::cases(),
         memory::cases(),
         tasks::cases(),
+        events::cases(),
         ends::cases(),
         execs::cases(),
         terminals::cases(),

@@ -9,7 +9,7 @@ use crate::{
     config_file::ConfigFile,
     container::{BUSYBOX, Container, ctr, docker},
     failure::Failure,
-    oci_config::OciConfig,
+    oci_config::{OciConfig, default_spec},
     scene::Scene,
 };
 
@@ -117,9 +117,7 @@ fn plain() -> Container {
 
 /// A spec without a PID namespace, as containerd's own default has one.
 fn host_pid(scene: &Scene<'_>) -> Result<(), Failure> {
-    let spec = scene.ok(["ctr", "oci", "spec"])?;
-    let mut spec: serde_json::Value = serde_json::from_slice(&spec.stdout)
-        .map_err(|error| spec.failure(format!("not JSON: {error}")))?;
+    let mut spec = default_spec(scene.deadline())?;
     if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
         namespaces.retain(|namespace| namespace["type"] != "pid");
     }

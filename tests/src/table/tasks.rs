@@ -1,6 +1,4 @@
-//! The calls of a task: signals, exec, listing, detached containers, events, many at once.
-
-use std::time::Instant;
+//! The calls of a task: signals, exec, listing, detached containers, many at once.
 
 use crate::{
     case::{Case, scenario},
@@ -10,7 +8,10 @@ use crate::{
     scene::Scene,
 };
 
-use super::files::{log_at_end, wait_for_line, wait_for_log};
+use super::{
+    events::Events,
+    files::{log_at_end, wait_for_line, wait_for_log},
+};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -25,7 +26,6 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("task/detached-and-deleted", detached),
         scenario("task/a-running-one-is-not-deleted", delete_running),
         scenario("task/a-name-is-taken-once", same_name),
-        scenario("task/events-in-order", events),
         scenario("task/four-at-once", four_at_once),
         scenario("task/pause-and-resume", pause),
         scenario("task/kill-9-reaches-a-paused-one", kill_paused),
@@ -100,34 +100,43 @@ fn exec_streams(scene: &Scene<'_>) -> Result<(), Failure> {
 
 fn exec_killed(scene: &Scene<'_>) -> Result<(), Failure> {
     let id = sleeper(scene)?;
+    end_exec(scene, &id, "KILL", 137)?;
+    // The container itself goes on.
+    scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
+}
+
+/// Adds a process to a running container and ends it by a signal, by which it has to return `status`.
+pub(super) fn end_exec(
+    scene: &Scene<'_>,
+    id: &str,
+    signal: &str,
+    status: i32,
+) -> Result<(), Failure> {
+    let script = "echo ready; exec sleep 1000";
     let words = [
         "ctr",
         "task",
         "exec",
         "--exec-id",
         "victim",
-        &id,
+        id,
         "sh",
         "-c",
+        script,
     ];
-    let mut words: Vec<String> = words.map(String::from).into();
-    words.push("echo ready; exec sleep 1000".into());
-    let running = Running::spawn(&words, Streams::Pipes)?;
+    let running = Running::spawn(&words.map(String::from), Streams::Pipes)?;
     running.line("ready", scene.deadline())?;
-    let kill = [
+    scene.ok([
         "ctr",
         "task",
         "kill",
         "--signal",
-        "KILL",
+        signal,
         "--exec-id",
         "victim",
-        &id,
-    ];
-    scene.ok(kill)?;
-    running.wait(scene.deadline())?.exits(137)?;
-    // The container itself goes on.
-    scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
+        id,
+    ])?;
+    running.wait(scene.deadline())?.exits(status).map(drop)
 }
 
 fn exec_not_there(scene: &Scene<'_>) -> Result<(), Failure> {
@@ -246,36 +255,6 @@ fn same_name(scene: &Scene<'_>) -> Result<(), Failure> {
     let output = crate::process::run(&again, b"", scene.deadline())?.exits(1)?;
     expect_error(&output, &["already exists"])?;
     scene.exec(Client::Ctr, &id, ["true"])?.exits(0).map(drop)
-}
-
-fn events(scene: &Scene<'_>) -> Result<(), Failure> {
-    let events = Events::subscribe(scene)?;
-    let id = sleeper(scene)?;
-    scene.ok(["ctr", "task", "kill", "--signal", "KILL", &id])?;
-    events.wait(scene, "/tasks/exit", &format!("\"id\":\"{id}\""))?;
-    remove_task(scene, &id, 137)?;
-    let lines = events.until(scene, "/tasks/delete", &id)?;
-    let topics: Vec<&str> = lines
-        .iter()
-        .filter(|line| line.contains(&id))
-        .filter_map(|line| {
-            line.split_whitespace()
-                .find(|word| word.starts_with("/tasks/"))
-        })
-        .collect();
-    let expected = [
-        "/tasks/create",
-        "/tasks/start",
-        // The question for the kernel.
-        "/tasks/exec-added",
-        "/tasks/exec-started",
-        "/tasks/exit",
-        // The container itself.
-        "/tasks/exit",
-        "/tasks/delete",
-    ];
-    ensure(topics == expected, || format!("the events were {topics:?}"))?;
-    scene.ok(["ctr", "container", "rm", &id]).map(drop)
 }
 
 fn four_at_once(scene: &Scene<'_>) -> Result<(), Failure> {
@@ -444,39 +423,5 @@ pub(super) fn expect_error(output: &Output, words: &[&str]) -> Result<(), Failur
     {
         None => Ok(()),
         Some(word) => Err(output.failure(format!("expected {word:?} in the error"))),
-    }
-}
-
-/// A subscription to containerd's events.
-pub(super) struct Events {
-    client: Running,
-}
-
-impl Events {
-    /// Subscribes, and returns when events do arrive.
-    pub(super) fn subscribe(scene: &Scene<'_>) -> Result<Self, Failure> {
-        let client = Running::spawn(&["ctr", "events"].map(String::from), Streams::Pipes)?;
-        // Nothing tells when the subscription stands but an event of our own.
-        while Instant::now() < scene.deadline() {
-            let mark = format!("e2e={}", scene.next_id());
-            scene.ok(["ctr", "namespace", "label", "default", &mark])?;
-            if client.line("/namespaces/update", scene.within(1)).is_ok() {
-                return Ok(Events { client });
-            }
-        }
-        Err(client.failure("no event arrived"))
-    }
-
-    /// Waits for an event of this topic that names `id`.
-    pub(super) fn wait(&self, scene: &Scene<'_>, topic: &str, id: &str) -> Result<(), Failure> {
-        self.until(scene, topic, id).map(drop)
-    }
-
-    /// The same, and gives every line up to then.
-    fn until(&self, scene: &Scene<'_>, topic: &str, id: &str) -> Result<Vec<String>, Failure> {
-        self.client.lines_until(
-            |line| line.contains(topic) && line.contains(id),
-            scene.deadline(),
-        )
     }
 }
