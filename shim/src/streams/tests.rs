@@ -6,12 +6,13 @@ use tokio::net::UnixStream;
 use super::*;
 use crate::machine::mock::Mock;
 
-struct Fifos {
+/// The FIFOs of a client, while this is held.
+pub(crate) struct Fifos {
     _folder: tempfile::TempDir,
-    stdio: Stdio,
+    pub(crate) stdio: Stdio,
 }
 
-fn fifos(terminal: bool) -> Fifos {
+pub(crate) fn fifos(terminal: bool) -> Fifos {
     let folder = tempfile::tempdir().unwrap();
     let make = |name: &str| {
         let path = folder.path().join(name);
@@ -31,17 +32,20 @@ fn fifos(terminal: bool) -> Fifos {
 }
 
 /// The client's ends: it opens its own before it calls `Create`, as containerd's client does.
-fn reader(path: &str) -> pipe::Receiver {
+pub(crate) fn reader(path: &str) -> pipe::Receiver {
     pipe::OpenOptions::new().open_receiver(path).unwrap()
 }
 
-fn writer(path: &str) -> pipe::Sender {
+pub(crate) fn writer(path: &str) -> pipe::Sender {
     pipe::OpenOptions::new().open_sender(path).unwrap()
 }
 
 async fn opened(stdio: &Stdio, mock: &Mock) -> (Streams, Open) {
     let counter = Counter::new(1);
-    open(stdio, &LogPrograms::for_test(), mock, || {
+    let ends = ClientEnds::open(stdio, &LogPrograms::for_test())
+        .await
+        .unwrap();
+    connect(ends, stdio.terminal, mock, || {
         counter.fetch_add(1, Ordering::Relaxed)
     })
     .await
@@ -172,7 +176,7 @@ async fn a_stream_that_is_not_there_is_named() {
         stdout: "/nonexistent/out".into(),
         ..Default::default()
     };
-    let error = open(&stdio, &LogPrograms::for_test(), &Mock::default(), || 1)
+    let error = ClientEnds::open(&stdio, &LogPrograms::for_test())
         .await
         .err()
         .unwrap();
@@ -188,6 +192,25 @@ async fn a_stream_that_is_not_there_is_named() {
             .to_string()
             .contains("stdin must be a FIFO")
     );
+}
+
+#[tokio::test]
+async fn only_what_leaves_no_trace_is_opened_early() {
+    let fifos = fifos(false);
+    let opened_early = |stdout: &str| {
+        let stdio = Stdio {
+            stdout: stdout.to_owned(),
+            ..fifos.stdio.clone()
+        };
+        ClientEnds::open_early(&stdio).is_some()
+    };
+    assert!(opened_early(&fifos.stdio.stdout));
+    assert!(opened_early(""));
+    assert!(!opened_early("/nonexistent/out"));
+    let log = format!("{}.log", fifos.stdio.stdout);
+    assert!(!opened_early(&format!("file://{log}")));
+    assert!(!Path::new(&log).exists());
+    assert!(!opened_early("binary:///bin/cat"));
 }
 
 proptest! {
