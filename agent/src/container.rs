@@ -155,7 +155,10 @@ impl Container {
             .save(bundle.join("config.json"))
             .map_err(|error| Error::Files(io::Error::other(error)))?;
 
-        let request = worker_request(id, STATE.into(), wanted, None);
+        let request = Request {
+            groups: prepared.groups,
+            ..worker_request(id, STATE.into(), wanted, None)
+        };
         let (launched, ends) = run(
             launcher,
             request,
@@ -284,6 +287,8 @@ impl Container {
             of: self.init.pid(),
             identity: Identity::take(&mut process),
         });
+        // In a user namespace it is root without any by now.
+        let groups = spec::take_groups(&mut process);
         let connections = Connections::of(wanted, streams).await?;
         let state = self.state_for_exec()?;
         let name = format!("exec-{}", request.exec_id);
@@ -296,7 +301,10 @@ impl Container {
             terminal_owner: owner.uid,
             user_namespace,
         };
-        let request = worker_request(&self.id, state, wanted, Some(exec));
+        let request = Request {
+            groups,
+            ..worker_request(&self.id, state, wanted, Some(exec))
+        };
         let outcome = run(launcher, request, wanted, connections, owner, &name).await;
         fs::remove_file(&file).map_err(Error::Files)?;
         let (launched, ends) = outcome?;
@@ -428,6 +436,7 @@ fn worker_request(
         state,
         console: None,
         window: window(),
+        groups: Vec::new(),
         exec,
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct Request {
     pub(crate) console: Option<PathBuf>,
     /// Rows and columns of the terminal at first.
     pub(crate) window: Option<(u16, u16)>,
+    /// The additional groups of the process.
+    pub(crate) groups: Vec<u32>,
     /// An exec: the file with the OCI `process` object.
     pub(crate) exec: Option<Exec>,
 }
@@ -201,6 +203,7 @@ mod tests {
             state: "/state".into(),
             console: None,
             window: Some((24, 80)),
+            groups: vec![7, 8],
             exec: None,
         }
     }

@@ -61,6 +61,8 @@ pub(crate) struct Prepared {
     /// The user that owns the process's streams.
     pub(crate) owner: Owner,
     pub(crate) user_namespace: bool,
+    /// What [`take_groups`] took.
+    pub(crate) groups: Vec<u32>,
     /// `net.*` settings for a container that has the guest's network namespace.
     pub(crate) guest_sysctls: Vec<(String, String)>,
 }
@@ -151,10 +153,16 @@ pub(crate) fn prepare(json: &[u8], id: &str, terminal: bool) -> Result<Prepared,
         .ok_or(Error::Missing("process"))?;
     let owner = prepare_process(process, &template, terminal)?;
     make_working_directory(&root, process.cwd())?;
+    let groups = if user_namespace {
+        Vec::new()
+    } else {
+        take_groups(process)
+    };
     Ok(Prepared {
         spec,
         owner,
         user_namespace,
+        groups,
         guest_sysctls,
     })
 }
@@ -222,6 +230,23 @@ pub(crate) fn lend(process: &mut Process, wanted: &[(Capability, &str)]) -> Vec<
         .set_effective(Some(effective));
     process.set_capabilities(Some(capabilities));
     lent
+}
+
+/// So many additional groups go into a worker's request.
+const GROUPS: usize = 1024;
+
+/// Takes the additional groups out of a process, for the worker to have them when it makes the process: libcontainer would
+/// mount a procfs of its own only to ask whether they may be set. Not to be called where that is a question, in a user
+/// namespace of the container's own. More than [`GROUPS`] stay.
+pub(crate) fn take_groups(process: &mut Process) -> Vec<u32> {
+    let mut user = process.user().clone();
+    let groups = user.additional_gids().clone().unwrap_or_default();
+    if groups.len() > GROUPS {
+        return Vec::new();
+    }
+    user.set_additional_gids(None);
+    process.set_user(user);
+    groups
 }
 
 impl Template {

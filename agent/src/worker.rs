@@ -15,6 +15,7 @@ use std::{
 use libcontainer::{
     container::builder::ContainerBuilder, error::LibcontainerError, syscall::syscall::SyscallType,
 };
+use nix::unistd::{Gid, setgroups};
 use oci_spec::runtime::LinuxSeccomp;
 use serde::Deserialize;
 
@@ -47,6 +48,8 @@ enum Error {
     Loopback(io::Error),
     #[error("cannot give the container its boot_id: {0}")]
     BootId(io::Error),
+    #[error("cannot set the additional groups: {0}")]
+    Groups(io::Error),
     #[error("cannot find the container's user namespace: {0}")]
     UserNamespace(io::Error),
     #[error("libcontainer told no PID")]
@@ -111,6 +114,9 @@ fn close_on_exec(fd: BorrowedFd<'_>) {
 }
 
 fn run(request: &Request, streams: Vec<OwnedFd>) -> Result<u32, Error> {
+    let groups: Vec<Gid> = request.groups.iter().copied().map(Gid::from_raw).collect();
+    // What libcontainer makes inherits them.
+    setgroups(&groups).map_err(|error| Error::Groups(error.into()))?;
     match &request.exec {
         None => create(request, streams),
         Some(exec) => self::exec(request, exec, streams),

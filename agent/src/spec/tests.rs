@@ -259,3 +259,23 @@ proptest! {
         in_guest(id, &mappings);
     }
 }
+
+#[test]
+fn additional_groups_are_taken_unless_they_are_too_many() {
+    let with = |groups: Vec<u32>| {
+        let mut process = Process::default();
+        let mut user = process.user().clone();
+        user.set_additional_gids(Some(groups));
+        process.set_user(user);
+        process
+    };
+    let mut process = with(vec![5, 6]);
+    assert_eq!(take_groups(&mut process), [5, 6]);
+    assert_eq!(process.user().additional_gids(), &None);
+    assert!(take_groups(&mut process).is_empty());
+
+    let many: Vec<u32> = (0..=1024).collect();
+    let mut process = with(many.clone());
+    assert!(take_groups(&mut process).is_empty());
+    assert_eq!(process.user().additional_gids(), &Some(many));
+}

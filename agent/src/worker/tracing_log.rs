@@ -14,6 +14,9 @@ use tracing::{
 use super::SOCKET;
 use crate::report::{self, Report};
 
+/// A warning about every process that is made: libcontainer's intermediate process is PID 1's child, which reaps it.
+const ALWAYS_SAID: &str = "intermediate process already reaped";
+
 /// Sends warnings and errors; the rest of libcontainer's log is about its own steps.
 struct ToAgent;
 
@@ -38,6 +41,9 @@ impl Subscriber for ToAgent {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line::default();
         event.record(&mut line);
+        if line.message == ALWAYS_SAID {
+            return;
+        }
         let level = match *event.metadata().level() {
             Level::ERROR => log::Level::Error,
             _ => log::Level::Warn,
