@@ -298,6 +298,7 @@ impl Container {
         let exec = report::Exec {
             process: file.clone(),
             borrowed,
+            filtered: self.template.filtered,
             terminal_owner: owner.uid,
             user_namespace,
         };

@@ -50,6 +50,8 @@ pub(crate) struct Exec {
     /// Capabilities that libcontainer leaves to the process so that the executor can finish its
     /// work, and that the executor takes away: names as in the spec.
     pub(crate) borrowed: Vec<String>,
+    /// Whether the container has a seccomp filter, which is in its config.json.
+    pub(crate) filtered: bool,
     /// The guest's number of the user who is to own its terminal.
     pub(crate) terminal_owner: u32,
     /// In a container with a user namespace of its own: who the process is to be in it.

@@ -74,6 +74,8 @@ pub(crate) struct Template {
     pub(crate) capabilities: Option<LinuxCapabilities>,
     pub(crate) uid_mappings: Vec<LinuxIdMapping>,
     pub(crate) gid_mappings: Vec<LinuxIdMapping>,
+    /// Whether there is a seccomp filter.
+    pub(crate) filtered: bool,
 }
 
 /// A container's id becomes a folder and a cgroup: what containerd allows, which is a plain name.
@@ -260,6 +262,7 @@ impl Template {
             capabilities: process.capabilities().clone(),
             uid_mappings: linux.uid_mappings().clone().unwrap_or_default(),
             gid_mappings: linux.gid_mappings().clone().unwrap_or_default(),
+            filtered: linux.seccomp().is_some(),
         })
     }
 }

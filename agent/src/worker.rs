@@ -8,7 +8,7 @@ use std::{
     error::Error as _,
     fs, io,
     os::fd::{BorrowedFd, OwnedFd, RawFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -176,15 +176,11 @@ fn loopback_up(pid: u32) -> io::Result<()> {
 
 fn exec(request: &Request, exec: &Exec, streams: Vec<OwnedFd>) -> Result<u32, Error> {
     // libcontainer gives an exec no seccomp filter; the executor loads the container's own.
-    let config = request.bundle.join("config.json");
-    let text = fs::read(&config).map_err(|source| Error::Config {
-        path: config.clone(),
-        source,
-    })?;
-    let config: FilterOnly = serde_json::from_slice(&text).map_err(|error| Error::Config {
-        path: config,
-        source: error.into(),
-    })?;
+    let seccomp = if exec.filtered {
+        filter(&request.bundle)?
+    } else {
+        None
+    };
     let user_namespace = exec
         .user_namespace
         .as_ref()
@@ -195,7 +191,7 @@ fn exec(request: &Request, exec: &Exec, streams: Vec<OwnedFd>) -> Result<u32, Er
         window: request.window,
         terminal_owner: Some(exec.terminal_owner),
         user_namespace,
-        seccomp: config.linux.seccomp,
+        seccomp,
         borrowed: exec.borrowed.clone(),
     };
     let pid = builder(request, executor, streams)?
@@ -206,6 +202,18 @@ fn exec(request: &Request, exec: &Exec, streams: Vec<OwnedFd>) -> Result<u32, Er
         .build()
         .map_err(|error| explain(&error))?;
     u32::try_from(pid.as_raw()).map_err(|_| Error::NoPid)
+}
+
+/// The filter in a container's config.json.
+fn filter(bundle: &Path) -> Result<Option<LinuxSeccomp>, Error> {
+    let path = bundle.join("config.json");
+    let failed = |source| Error::Config {
+        path: path.clone(),
+        source,
+    };
+    let text = fs::read(&path).map_err(failed)?;
+    let config: FilterOnly = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+    Ok(config.linux.seccomp)
 }
 
 /// The part of a config.json that an exec needs.
