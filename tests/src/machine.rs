@@ -59,10 +59,10 @@ impl Containerd {
         self.unit != Self::OF_THE_MACHINE
     }
 
-    /// Whether the last events or output of a container may not arrive, on a busy machine. runc's shim of containerd 2.x ends
-    /// as soon as its queue of events is closed, not when it is empty (`forward` in its task service); that of 1.7 waits.
-    pub fn may_lose_the_last(&self, runtime: Runtime) -> bool {
-        runtime == Runtime::Runc && self.is_beside()
+    /// Whether the last event of a task may not arrive, on a busy machine. runc's shim of containerd 2 ends as soon as its queue
+    /// of events is closed, not when it is empty (`forward` in its task service); those of 1.6 and 1.7 wait.
+    pub fn may_lose_the_last_event(&self, runtime: Runtime) -> bool {
+        runtime == Runtime::Runc && self.version.starts_with("2.")
     }
 
     fn look(unit: &str, deadline: Instant) -> Result<Self, Failure> {

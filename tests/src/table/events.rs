@@ -56,7 +56,8 @@ fn in_order(scene: &Scene<'_>) -> Result<(), Failure> {
     events.wait(scene, "/tasks/exit", &format!("\"id\":\"{id}\""))?;
     remove_task(scene, &id, 137)?;
     scene.ok(["ctr", "container", "rm", &id])?;
-    let may_lose_the_last = scene.machine.containerd.may_lose_the_last(scene.runtime);
+    let containerd = &scene.machine.containerd;
+    let may_lose_the_last = containerd.may_lose_the_last_event(scene.runtime);
     // The container's own end is told by containerd, which loses nothing.
     let last = if may_lose_the_last {
         "/containers/delete"
