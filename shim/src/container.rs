@@ -307,13 +307,14 @@ impl Container {
         stdio
             .check()
             .map_err(|error| Error::Invalid(error.to_string()))?;
+        let early_ends = ClientEnds::open_early(&stdio);
+        let process = Arc::new(Process::new(exec_id, 0, stdio, spec));
+        process.state().early_ends = early_ends;
         {
             let mut execs = self.execs();
             if execs.contains_key(exec_id) {
                 return Err(Error::ProcessExists(exec_id.to_owned()));
             }
-            let process = Arc::new(Process::new(exec_id, 0, stdio, spec));
-            process.state().early_ends = ClientEnds::open_early(&process.stdio);
             execs.insert(exec_id.to_owned(), process);
         }
         self.events.publish(TaskExecAdded {
