@@ -17,7 +17,7 @@ use crate::{
     error::Error as AnyError,
     events::Events,
     machine::{self, Exit, Machine, Request},
-    streams::{self, ClientEnds, LogPrograms, Stdio},
+    streams::{self, LogPrograms, Stdio},
 };
 
 mod ends;
@@ -209,13 +209,8 @@ impl Container {
         process: &Process,
     ) -> Result<forkvm_api::agent::Streams, AnyError> {
         let next = || self.next_stream.fetch_add(1, Ordering::Relaxed);
-        let early = process.state().early_ends.take();
-        let ends = match early {
-            Some(ends) => ends,
-            None => ClientEnds::open(&process.stdio, &self.programs).await?,
-        };
-        let terminal = process.stdio.terminal;
-        let (mut names, open) = streams::connect(ends, terminal, &*self.machine, next).await?;
+        let (mut names, open) =
+            streams::open(&process.stdio, &self.programs, &*self.machine, next).await?;
         let mut state = process.state();
         (names.rows, names.columns) = state.size;
         if state.stdin_closed {
@@ -307,14 +302,12 @@ impl Container {
         stdio
             .check()
             .map_err(|error| Error::Invalid(error.to_string()))?;
-        let early_ends = ClientEnds::open_early(&stdio);
-        let process = Arc::new(Process::new(exec_id, 0, stdio, spec));
-        process.state().early_ends = early_ends;
         {
             let mut execs = self.execs();
             if execs.contains_key(exec_id) {
                 return Err(Error::ProcessExists(exec_id.to_owned()));
             }
+            let process = Arc::new(Process::new(exec_id, 0, stdio, spec));
             execs.insert(exec_id.to_owned(), process);
         }
         self.events.publish(TaskExecAdded {

@@ -127,57 +127,21 @@ enum Sink {
     File(File),
 }
 
-/// The client's ends of a process's streams.
-pub(crate) struct ClientEnds {
-    stdin: Option<Source>,
-    stdout: Sink,
-    stderr: Sink,
-    program: Option<log_program::Process>,
-}
-
-impl ClientEnds {
-    /// Opens them, and starts the log program if there is one.
-    pub(crate) async fn open(stdio: &Stdio, programs: &LogPrograms) -> Result<Self, Error> {
-        stdio.check()?;
-        let (stdout, stderr) = stdio.outputs()?;
-        let Place::Program(rest) = stdout else {
-            return Self::without_program(stdio);
-        };
-        let stdin = Source::open(&Place::parse(&stdio.stdin)?)?;
+/// The client's ends of both outputs.
+async fn open_sinks(
+    stdio: &Stdio,
+    programs: &LogPrograms,
+) -> Result<(Sink, Sink, Option<log_program::Process>), Error> {
+    let (stdout, stderr) = stdio.outputs()?;
+    if let Place::Program(rest) = stdout {
         let program = programs.start(rest).await?;
-        Ok(Self {
-            stdin,
-            stdout: Sink::Fifo(program.stdout),
-            stderr: match stderr {
-                Place::Program(_) => Sink::Fifo(program.stderr),
-                other => Sink::open(&other)?,
-            },
-            program: Some(program.process),
-        })
+        let stderr = match stderr {
+            Place::Program(_) => Sink::Fifo(program.stderr),
+            other => Sink::open(&other)?,
+        };
+        return Ok((Sink::Fifo(program.stdout), stderr, Some(program.process)));
     }
-
-    /// Opens those of a process that may never be started, if that leaves no trace: FIFOs alone. A client's `open` of its own
-    /// end waits for this one, and may hold up all that it does meanwhile: a client in Go on one processor stood still for
-    /// some 12 ms. What cannot be opened now is for [`ClientEnds::open`] to tell.
-    pub(crate) fn open_early(stdio: &Stdio) -> Option<Self> {
-        let (stdout, stderr) = stdio.outputs().ok()?;
-        let traceless = |place| matches!(place, Place::Nowhere | Place::Fifo(_));
-        if traceless(stdout) && traceless(stderr) {
-            Self::without_program(stdio).ok()
-        } else {
-            None
-        }
-    }
-
-    fn without_program(stdio: &Stdio) -> Result<Self, Error> {
-        let (stdout, stderr) = stdio.outputs()?;
-        Ok(Self {
-            stdin: Source::open(&Place::parse(&stdio.stdin)?)?,
-            stdout: Sink::open(&stdout)?,
-            stderr: Sink::open(&stderr)?,
-            program: None,
-        })
-    }
+    Ok((Sink::open(&stdout)?, Sink::open(&stderr)?, None))
 }
 
 impl Sink {
@@ -314,27 +278,24 @@ impl Outputs {
     }
 }
 
-/// Opens the connections of a process's streams to the guest, and starts to copy between them and the client's ends. Answers
-/// the names of the connections for the agent.
-pub(crate) async fn connect(
-    ends: ClientEnds,
-    terminal: bool,
+/// Opens the streams of a process: the client's ends, then the connections to the guest, and
+/// starts to copy. Answers the names of the connections for the agent.
+pub(crate) async fn open(
+    stdio: &Stdio,
+    programs: &LogPrograms,
     machine: &dyn Machine,
     mut next_id: impl FnMut() -> u64,
 ) -> Result<(Streams, Open), crate::error::Error> {
-    let ClientEnds {
-        stdin: source,
-        stdout,
-        stderr,
-        program,
-    } = ends;
+    stdio.check()?;
+    let source = Source::open(&Place::parse(&stdio.stdin)?)?;
+    let (stdout, stderr, program) = open_sinks(stdio, programs).await?;
     let mut names = Streams {
-        terminal,
+        terminal: stdio.terminal,
         ..Default::default()
     };
     let outputs = Outputs::new();
     let (mut copies, mut hold) = (Vec::new(), None);
-    if terminal {
+    if stdio.terminal {
         // A terminal's output must be taken even if nobody wants it.
         names.stdin = next_id();
         let (read, write) = machine.stream(names.stdin).await?.into_split();
@@ -427,4 +388,4 @@ async fn copy_output(mut stream: impl AsyncRead + Unpin, mut sink: Sink, outputs
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

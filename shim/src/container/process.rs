@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::phase::Phase;
 use crate::{
     machine::Exit,
-    streams::{ClientEnds, Open, Stdio},
+    streams::{Open, Stdio},
 };
 
 /// A process as containerd sees it.
@@ -31,8 +31,6 @@ pub(crate) struct State {
     pub(crate) size: (u32, u32),
     /// `CloseIO` came before the streams were open.
     pub(crate) stdin_closed: bool,
-    /// Those of an exec that was not started.
-    pub(crate) early_ends: Option<ClientEnds>,
     pub(crate) streams: Option<Open>,
 }
 
@@ -47,7 +45,6 @@ impl Process {
                 pid,
                 size: (0, 0),
                 stdin_closed: false,
-                early_ends: None,
                 streams: None,
             }),
             exit: watch::Sender::new(None),

@@ -21,7 +21,6 @@ use crate::machine::{
 
 mod memory;
 mod pause;
-mod streams;
 
 struct Test {
     container: Arc<Container>,

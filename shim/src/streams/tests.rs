@@ -6,13 +6,12 @@ use tokio::net::UnixStream;
 use super::*;
 use crate::machine::mock::Mock;
 
-/// The FIFOs of a client, while this is held.
-pub(crate) struct Fifos {
+struct Fifos {
     _folder: tempfile::TempDir,
-    pub(crate) stdio: Stdio,
+    stdio: Stdio,
 }
 
-pub(crate) fn fifos(terminal: bool) -> Fifos {
+fn fifos(terminal: bool) -> Fifos {
     let folder = tempfile::tempdir().unwrap();
     let make = |name: &str| {
         let path = folder.path().join(name);
@@ -32,20 +31,17 @@ pub(crate) fn fifos(terminal: bool) -> Fifos {
 }
 
 /// The client's ends: it opens its own before it calls `Create`, as containerd's client does.
-pub(crate) fn reader(path: &str) -> pipe::Receiver {
+fn reader(path: &str) -> pipe::Receiver {
     pipe::OpenOptions::new().open_receiver(path).unwrap()
 }
 
-pub(crate) fn writer(path: &str) -> pipe::Sender {
+fn writer(path: &str) -> pipe::Sender {
     pipe::OpenOptions::new().open_sender(path).unwrap()
 }
 
 async fn opened(stdio: &Stdio, mock: &Mock) -> (Streams, Open) {
     let counter = Counter::new(1);
-    let ends = ClientEnds::open(stdio, &LogPrograms::for_test())
-        .await
-        .unwrap();
-    connect(ends, stdio.terminal, mock, || {
+    open(stdio, &LogPrograms::for_test(), mock, || {
         counter.fetch_add(1, Ordering::Relaxed)
     })
     .await
@@ -176,7 +172,7 @@ async fn a_stream_that_is_not_there_is_named() {
         stdout: "/nonexistent/out".into(),
         ..Default::default()
     };
-    let error = ClientEnds::open(&stdio, &LogPrograms::for_test())
+    let error = open(&stdio, &LogPrograms::for_test(), &Mock::default(), || 1)
         .await
         .err()
         .unwrap();
@@ -192,25 +188,6 @@ async fn a_stream_that_is_not_there_is_named() {
             .to_string()
             .contains("stdin must be a FIFO")
     );
-}
-
-#[tokio::test]
-async fn only_what_leaves_no_trace_is_opened_early() {
-    let fifos = fifos(false);
-    let opened_early = |stdout: &str| {
-        let stdio = Stdio {
-            stdout: stdout.to_owned(),
-            ..fifos.stdio.clone()
-        };
-        ClientEnds::open_early(&stdio).is_some()
-    };
-    assert!(opened_early(&fifos.stdio.stdout));
-    assert!(opened_early(""));
-    assert!(!opened_early("/nonexistent/out"));
-    let log = format!("{}.log", fifos.stdio.stdout);
-    assert!(!opened_early(&format!("file://{log}")));
-    assert!(!Path::new(&log).exists());
-    assert!(!opened_early("binary:///bin/cat"));
 }
 
 proptest! {
