@@ -67,8 +67,9 @@ binaries:
 
 # The guest has no libraries: the agent is linked statically, libseccomp included. It lies in the guest's memory, so it is
 # built for size; and at a fixed address, or each worker would write its 22,000 relocations into pages of its own.
+# Its intermediate files, if they are kept elsewhere, are too, so that it is built beside the others.
 agent:
-	$(STATIC_SECCOMP) CARGO_PROFILE_RELEASE_OPT_LEVEL=s CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
+	$(if $(CARGO_BUILD_BUILD_DIR),CARGO_BUILD_BUILD_DIR=$(CARGO_BUILD_BUILD_DIR)/agent) $(STATIC_SECCOMP) CARGO_PROFILE_RELEASE_OPT_LEVEL=s CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
 	cargo build --release --locked -p forkvm-agent --target $(TRIPLE) --target-dir $(TARGET)/agent
 

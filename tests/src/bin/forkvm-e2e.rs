@@ -23,6 +23,9 @@ use forkvm_tests::{
 struct Arguments {
     /// Run only cases whose name contains one of these.
     names: Vec<String>,
+    /// Leave out cases whose name contains one of these.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    except: Vec<String>,
     /// List the cases and run none.
     #[arg(long)]
     list: bool,
@@ -70,7 +73,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<Summary, Failure> {
-    let cases = selected(&arguments.names)?;
+    let cases = selected(&arguments.names, &arguments.except)?;
     if arguments.list {
         for case in &cases {
             match case.why_forkvm_only() {
@@ -146,16 +149,19 @@ fn report(summary: &Summary) -> Report {
     report
 }
 
-fn selected(names: &[String]) -> Result<Vec<Case>, Failure> {
+fn selected(names: &[String], except: &[String]) -> Result<Vec<Case>, Failure> {
     let mut cases = table::cases();
     if let Some(unknown) = names
         .iter()
+        .chain(except)
         .find(|name| !cases.iter().any(|case| case.name().contains(*name)))
     {
         return Err(Failure::new(format!(
             "no case has '{unknown}' in its name; see --list"
         )));
     }
-    cases.retain(|case| names.is_empty() || names.iter().any(|name| case.name().contains(name)));
+    let one_of =
+        |names: &[String], case: &Case| names.iter().any(|name| case.name().contains(name));
+    cases.retain(|case| (names.is_empty() || one_of(names, case)) && !one_of(except, case));
     Ok(cases)
 }
