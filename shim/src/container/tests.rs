@@ -21,6 +21,7 @@ use crate::machine::{
 
 mod memory;
 mod pause;
+mod streams;
 
 struct Test {
     container: Arc<Container>,
