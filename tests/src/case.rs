@@ -75,7 +75,7 @@ impl Case {
         self
     }
 
-    /// It may take longer the more cycles there are ([`Scene::cycles`]).
+    /// It may take longer the more there is to repeat ([`Scene::repeats`]).
     #[must_use]
     pub fn patient(mut self) -> Self {
         self.patient = true;
@@ -99,7 +99,7 @@ impl Case {
         self.vcpus
     }
 
-    /// Whether its time grows with the cycles.
+    /// Whether its time grows with what there is to repeat.
     pub fn is_patient(&self) -> bool {
         self.patient
     }

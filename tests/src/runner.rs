@@ -20,7 +20,7 @@ use crate::{
     leak::{Inventory, Thing},
     machine::{Machine, Runtime},
     process,
-    scene::{Scene, file_name},
+    scene::{Repeats, Scene, file_name},
 };
 
 /// How long what ends by itself may take before it counts as left behind.
@@ -35,8 +35,8 @@ pub struct Plan {
     pub jobs: usize,
     /// How long one case may take on one runtime.
     pub case_limit: Duration,
-    /// How often those cases go round that do the same again and again.
-    pub cycles: u32,
+    /// How often those cases do something that do the same many times.
+    pub repeats: Repeats,
     /// Where the logs of failed cases go.
     pub logs: PathBuf,
     /// What messages call that folder.
@@ -213,8 +213,9 @@ impl Run<'_> {
     fn case_on(&self, case: &Case, runtime: Runtime) -> Result<(), Failure> {
         let mut limit = self.plan.case_limit;
         if case.is_patient() {
-            // A cycle is a container's whole life, seconds on a software processor.
-            limit += Duration::from_secs(5) * self.plan.cycles;
+            // A container's whole life takes seconds on a software processor; of a crowd each has three.
+            let Repeats { cycles, crowd } = self.plan.repeats;
+            limit += Duration::from_secs(5) * (cycles + 3 * crowd);
         }
         let deadline = Instant::now() + limit;
         let before = if case.is_alone() {
@@ -223,7 +224,7 @@ impl Run<'_> {
             None
         };
         let scene = Scene::new(case.name(), runtime, self.machine, deadline)?;
-        scene.set_cycles(self.plan.cycles);
+        scene.set_repeats(self.plan.repeats);
         let result = case.run(&scene);
         scene.clear();
         drop(scene);

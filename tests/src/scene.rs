@@ -17,6 +17,15 @@ use crate::{
     process::{self, Output, Running, Streams},
 };
 
+/// How often those cases do something that do the same many times.
+#[derive(Clone, Copy, Debug)]
+pub struct Repeats {
+    /// One after the other.
+    pub cycles: u32,
+    /// At once.
+    pub crowd: u32,
+}
+
 /// The surroundings of one case on one runtime.
 pub struct Scene<'a> {
     /// The runtime under test.
@@ -27,7 +36,7 @@ pub struct Scene<'a> {
     deadline: Instant,
     scratch: TempDir,
     count: Cell<usize>,
-    cycles: Cell<u32>,
+    repeats: Cell<Repeats>,
     left: RefCell<Vec<(Client, String)>>,
     kernel_checked: Cell<bool>,
     refusal_seen: Cell<bool>,
@@ -51,21 +60,24 @@ impl<'a> Scene<'a> {
             deadline,
             scratch: TempDir::with_prefix("forkvm-e2e-").map_err(Failure::io("scratch folder"))?,
             count: Cell::new(0),
-            cycles: Cell::new(1),
+            repeats: Cell::new(Repeats {
+                cycles: 1,
+                crowd: 1,
+            }),
             left: RefCell::default(),
             kernel_checked: Cell::new(false),
             refusal_seen: Cell::new(false),
         })
     }
 
-    /// See [`Scene::cycles`].
-    pub(crate) fn set_cycles(&self, cycles: u32) {
-        self.cycles.set(cycles);
+    /// See [`Scene::repeats`].
+    pub(crate) fn set_repeats(&self, repeats: Repeats) {
+        self.repeats.set(repeats);
     }
 
-    /// How often a case goes round that does the same again and again.
-    pub fn cycles(&self) -> u32 {
-        self.cycles.get()
+    /// How often a case does what it does again and again, or at once.
+    pub fn repeats(&self) -> Repeats {
+        self.repeats.get()
     }
 
     /// Shows what a case has found, line by line.
@@ -157,6 +169,13 @@ impl<'a> Scene<'a> {
         Ok(output)
     }
 
+    /// Has a container removed at the end, whatever becomes of it; gives its id.
+    pub fn will_clear(&self, client: Client, id: String) -> String {
+        self.count.set(self.count.get() + 1);
+        self.left.borrow_mut().push((client, id.clone()));
+        id
+    }
+
     /// Starts a container's client and leaves it running; gives the container's id too.
     ///
     /// # Errors
@@ -174,11 +193,7 @@ impl<'a> Scene<'a> {
         container: &Container,
         streams: Streams,
     ) -> Result<(String, Running), Failure> {
-        let id = self.next_id();
-        self.count.set(self.count.get() + 1);
-        self.left
-            .borrow_mut()
-            .push((container.client(), id.clone()));
+        let id = self.will_clear(container.client(), self.next_id());
         let arguments = container.arguments(self.runtime, &id);
         Ok((id, Running::spawn(&arguments, streams)?))
     }
@@ -284,9 +299,8 @@ impl<'a> Scene<'a> {
 
     /// Removes every container that the case has made and that may still be there.
     pub fn clear(&self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
         for (client, id) in self.left.borrow().iter() {
-            remove(*client, id, deadline);
+            remove(*client, id, Instant::now() + Duration::from_secs(60));
         }
     }
 }

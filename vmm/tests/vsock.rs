@@ -25,6 +25,7 @@ use std::{
 use forkvm_vmm::control::{
     Event, Launch, Monitor, NetworkNamespace, Purpose, Request, Source, Writes,
 };
+use rustix::net::{RecvFlags, recv, sockopt::set_socket_send_buffer_size};
 
 const ECHO: u32 = 2000;
 const COUNT: u32 = 2001;
@@ -92,7 +93,11 @@ impl Guest {
     }
 
     fn connect(&self, port: u32) -> UnixStream {
-        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.connect_over(UnixStream::pair().unwrap(), port)
+    }
+
+    /// Connects to the guest by the second of two sockets; gives the first.
+    fn connect_over(&self, (ours, theirs): (UnixStream, UnixStream), port: u32) -> UnixStream {
         ours.set_read_timeout(Some(TIMEOUT)).unwrap();
         ours.set_write_timeout(Some(TIMEOUT)).unwrap();
         self.monitor
@@ -166,6 +171,7 @@ fn work(guest: &Guest) {
     finds_its_devices(&guest.facts());
     the_end_of_input_is_the_guests_end_of_file(guest);
     the_end_of_output_comes_behind_it(guest);
+    what_a_slow_reader_leaves_comes_later(guest);
     echoes_pass_each_other(guest);
     a_refused_connection_is_closed(guest);
     abandoned_connections_leave_nothing_behind(guest);
@@ -203,6 +209,24 @@ fn the_end_of_output_comes_behind_it(guest: &Guest) {
     assert_eq!(bytes.len(), length);
     let pattern = pattern(MIB / 4);
     assert!(bytes.chunks(MIB / 4).all(|chunk| chunk == pattern));
+}
+
+/// The socket takes less than one packet of the guest, and nobody reads while the monitor hands one to it.
+fn what_a_slow_reader_leaves_comes_later(guest: &Guest) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    // The kernel makes it the smallest there is, some 4 KiB.
+    set_socket_send_buffer_size(&theirs, 1).unwrap();
+    let mut stream = guest.connect_over((ours, theirs), SOURCE);
+    let length = MIB / 4;
+    stream.write_all(&(length as u64).to_le_bytes()).unwrap();
+    // The first packet is being handed over ...
+    let (first, _) = recv(&stream, &mut [0u8; 1][..], RecvFlags::PEEK).unwrap();
+    assert_eq!(first, 1);
+    // ... and no longer is once this comes, which the same thread hands over after it.
+    guest.facts();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == pattern(length), "{} bytes", bytes.len());
 }
 
 fn echoes_pass_each_other(guest: &Guest) {

@@ -14,6 +14,7 @@ use forkvm_tests::{
     figures::report::Report,
     machine::{Containerd, Machine, Runtime},
     runner::{self, Plan, Summary},
+    scene::Repeats,
     table,
 };
 
@@ -44,6 +45,9 @@ struct Arguments {
     /// How often the cases named soak/ go round.
     #[arg(long, default_value_t = 100, value_name = "N")]
     cycles: u32,
+    /// How many containers the case soak/many-at-once-three-times has at once.
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    crowd: u32,
     /// Write the counts into FOLDER as a report, table.json.
     #[arg(long, value_name = "FOLDER")]
     report: Option<PathBuf>,
@@ -95,7 +99,10 @@ fn run(arguments: &Arguments) -> Result<Summary, Failure> {
         runtimes,
         jobs: arguments.jobs,
         case_limit: Duration::from_secs(arguments.limit),
-        cycles: arguments.cycles,
+        repeats: Repeats {
+            cycles: arguments.cycles,
+            crowd: arguments.crowd,
+        },
         logs: arguments.logs.clone(),
         logs_shown: arguments
             .logs_shown_as
@@ -109,14 +116,14 @@ fn run(arguments: &Arguments) -> Result<Summary, Failure> {
         println!("{} were run a second time, see above", summary.again);
     }
     if let Some(folder) = &arguments.report {
-        report(&summary).write(folder, "table")?;
+        report(&summary, arguments.crowd).write(folder, "table")?;
     }
     println!("{} passed, {} failed", summary.passed, summary.failed);
     Ok(summary)
 }
 
 /// How many cases held on each runtime, and what became of those that are figures of their own.
-fn report(summary: &Summary) -> Report {
+fn report(summary: &Summary, crowd: u32) -> Report {
     let mut report = Report::default();
     for (runtime, cases) in &summary.on {
         let held = cases.values().filter(|held| **held).count();
@@ -136,6 +143,7 @@ fn report(summary: &Summary) -> Report {
             .get(&Runtime::Forkvm)
             .and_then(|on| on.get(*case));
         if let Some(held) = held {
+            let what = what.replace("{crowd}", &crowd.to_string());
             let failures = if *held { 0.0 } else { 1.0 };
             report.add(
                 &format!("{what}: failures, or something left"),

@@ -29,11 +29,11 @@ mod terminals;
 
 use crate::case::Case;
 
-/// Cases that are figures as well, with what they show.
+/// Cases that are figures as well, with what they show; `{crowd}` stands for [`Repeats::crowd`](crate::scene::Repeats).
 pub const FIGURES: &[(&str, &str)] = &[
     (
-        "soak/thirty-at-once-three-times",
-        "30 containers started and deleted at once, three times over",
+        "soak/many-at-once-three-times",
+        "{crowd} containers started and deleted at once, three times over",
     ),
     (
         "soak/containers-leave-nothing-in-containerd",
