@@ -145,8 +145,8 @@ impl Asking {
         Ok(Self { words, running })
     }
 
-    /// `ctr` allows a connection to containerd one second, which is too little where many such clients share one slow
-    /// processor. One that gave up has asked for nothing yet: it is run once more.
+    /// `ctr` allows a connection to containerd one second, and ten for all its tries (`ConnectParams` of its gRPC client),
+    /// which is too little where many such clients share one slow processor. One that gave up has asked for nothing yet: it is run once more.
     fn wait(self, scene: &Scene<'_>) -> Result<Output, Failure> {
         let output = self.running.wait(scene.deadline())?;
         let gave_up =
