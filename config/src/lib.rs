@@ -68,6 +68,8 @@ pub struct Config {
     pub start: Start,
     /// Their sizes.
     pub vm: Vm,
+    /// What is done with what containers ask for and cannot have.
+    pub containers: Containers,
     /// What they are forked from.
     pub templates: Templates,
     /// Files and folders.
@@ -108,6 +110,24 @@ pub struct Vm {
     pub memory_mib: u64,
     /// Memory in MiB of the largest class, if that is more.
     pub max_memory_mib: u64,
+}
+
+/// Table `[containers]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Containers {
+    /// What becomes of one that asks for a namespace of the host.
+    pub host_namespaces: HostNamespaces,
+}
+
+/// What becomes of a container that asks for a namespace of the host, which a machine of its own cannot share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostNamespaces {
+    /// It is refused.
+    Refuse,
+    /// It gets a namespace of its own in place of the host's.
+    Own,
 }
 
 /// Table `[templates]`.
@@ -353,6 +373,7 @@ mod tests {
         assert_eq!(config.vm.vcpus, 2);
         assert_eq!(config.templates.sharing, Sharing::Namespace);
         assert_eq!(config.templates.missing, Missing::Build);
+        assert_eq!(config.containers.host_namespaces, HostNamespaces::Refuse);
         assert_eq!(config.test.kill(), None);
     }
 
@@ -379,6 +400,7 @@ mod tests {
         assert!(message("[vm]\nmax_memory_mib = 1001").contains("an even number"));
         assert!(message("[templates]\nsharing = \"all\"").contains("all"));
         assert!(message("[templates]\nmax_count = -1").contains("-1"));
+        assert!(message("[containers]\nhost_namespaces = \"share\"").contains("share"));
         assert!(message("[paths]\nkernel = \"vmlinux\"").contains("an absolute path"));
         assert!(message("[log]\ntimings = \"x\"").contains("log.timings"));
         assert!(message("[test]\nkill = \"shim@dawn\"").contains("test.kill is shim@dawn"));

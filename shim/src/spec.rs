@@ -3,17 +3,18 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
 };
 
 use forkvm_api::{HOST_MOUNT, ROOTFS_EXPORT};
-use forkvm_config::{Class, Vm};
-use oci_spec::runtime::{
-    Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
-};
+use forkvm_config::{Class, Config};
+use oci_spec::runtime::{Hooks, LinuxResources, Mount, Process, Spec};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
 mod demand;
+mod namespaces;
 mod refusals;
 pub(crate) mod unified;
 pub(crate) mod update;
@@ -79,18 +80,40 @@ pub(crate) struct Plan {
     pub(crate) annotations: Option<std::collections::HashMap<String, String>>,
 }
 
-/// Reads `config.json` of a bundle and takes it apart. `sizes` are those that machines can have.
-pub(crate) fn load(bundle: &Path, namespace: &str, id: &str, sizes: &Vm) -> Result<Plan, Error> {
+/// Reads `config.json` of a bundle and takes it apart, as the configuration of forkvm says.
+pub(crate) fn load(
+    bundle: &Path,
+    namespace: &str,
+    id: &str,
+    config: &Config,
+) -> Result<Plan, Error> {
     let path = bundle.join("config.json");
     let text = fs::read(&path).map_err(|source| Error::Read {
         path: path.clone(),
         source,
     })?;
-    let spec: Spec = serde_json::from_slice(&text).map_err(|error| Error::Parse {
+    let spec: Spec = parse(&text, "/process").map_err(|error| Error::Parse {
         path,
         message: error.to_string(),
     })?;
-    plan(spec, bundle, namespace, id, sizes)
+    plan(spec, bundle, namespace, id, config)
+}
+
+/// Reads JSON in which a process is at the JSON pointer `process`. As with runc it need not say who its user is: that is
+/// root then, although the specification (config, "User") has user and group as required.
+fn parse<T: DeserializeOwned>(json: &[u8], process: &str) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(json).or_else(|error| {
+        let mut value: Value = serde_json::from_slice(json)?;
+        if let Some(Value::Object(process)) = value.pointer_mut(process)
+            && let Value::Object(user) = process.entry("user").or_insert_with(|| json!({}))
+        {
+            for id in ["uid", "gid"] {
+                user.entry(id).or_insert_with(|| json!(0));
+            }
+        }
+        // The first error tells line and column of what the user has written.
+        serde_json::from_value(value).map_err(|_| error)
+    })
 }
 
 fn unsupported<T>(what: impl Into<String>) -> Result<T, Error> {
@@ -106,7 +129,7 @@ fn plan(
     bundle: &Path,
     namespace: &str,
     id: &str,
-    sizes: &Vm,
+    config: &Config,
 ) -> Result<Plan, Error> {
     refusals::check(&spec)?;
     let mut root = spec
@@ -123,7 +146,7 @@ fn plan(
         .ok_or_else(|| invalid("it has no linux section"))?;
 
     let hooks = host_hooks(&mut spec)?;
-    let network = namespaces(&mut linux)?;
+    let network = namespaces::fresh(&mut linux, config.containers.host_namespaces)?;
     let volumes = volumes(&mut spec)?;
 
     let root_path = bundle.join(root.path());
@@ -140,10 +163,12 @@ fn plan(
         .as_ref()
         .map(|path| path.display().to_string())
         .filter(|path| !path.is_empty())
-        .unwrap_or_else(|| format!("/forkvm/{namespace}/{id}"));
+        // One folder, as what is above a container's own is not removed with it. No name has an `@`.
+        .unwrap_or_else(|| format!("/forkvm@{namespace}@{id}"));
     let mut resources = linux.resources().clone().unwrap_or_default();
     unified::settle(&mut resources)?;
-    let class = sizes
+    let class = config
+        .vm
         .class(&demand::demand(&resources))
         .map_err(|error| Error::Unsupported(error.to_string()))?;
     linux.set_resources(Some(guest_resources(&resources)));
@@ -180,7 +205,7 @@ fn plan(
 
 /// The process of an exec, as the guest is to apply it, and the size that its terminal is to have at first.
 pub(crate) fn exec_process(json: &[u8]) -> Result<(Vec<u8>, Option<ConsoleSize>), Error> {
-    let mut process: Process = serde_json::from_slice(json)
+    let mut process: Process = parse(json, "")
         .map_err(|error| Error::Invalid(format!("the process of the exec: {error}")))?;
     refusals::check_process(&process)?;
     strip_labels(&mut process);
@@ -212,94 +237,6 @@ fn host_hooks(spec: &mut Spec) -> Result<Hooks, Error> {
     }
     spec.set_hooks(None);
     Ok(hooks)
-}
-
-/// Checks the namespaces, and replaces them by fresh ones of the guest.
-fn namespaces(linux: &mut Linux) -> Result<Network, Error> {
-    let asked = linux.namespaces().clone().unwrap_or_default();
-    let find = |kind| asked.iter().find(|namespace| namespace.typ() == kind);
-    for (kind, name, flag) in [
-        (LinuxNamespaceType::Pid, "PID", " (--pid=host)"),
-        (LinuxNamespaceType::Ipc, "IPC", " (--ipc=host)"),
-        (LinuxNamespaceType::Uts, "UTS", " (--uts=host)"),
-        (LinuxNamespaceType::Mount, "mount", ""),
-    ] {
-        match find(kind) {
-            None => {
-                return unsupported(format!(
-                    "the host's {name} namespace{flag}: a container has a kernel of its own"
-                ));
-            }
-            Some(namespace) => {
-                if let Some(path) = joined(namespace) {
-                    return unsupported(format!(
-                        "joining another {name} namespace ({}): a container has a kernel of its own",
-                        path.display()
-                    ));
-                }
-            }
-        }
-    }
-    for kind in [
-        LinuxNamespaceType::User,
-        LinuxNamespaceType::Cgroup,
-        LinuxNamespaceType::Time,
-    ] {
-        if let Some(path) = find(kind).and_then(joined) {
-            return unsupported(format!(
-                "joining another {kind} namespace ({}): a container has a kernel of its own",
-                path.display()
-            ));
-        }
-    }
-    let network = match find(LinuxNamespaceType::Network) {
-        None => {
-            return unsupported(
-                "the host's network namespace (--network=host): use a network of its own",
-            );
-        }
-        Some(namespace) => match joined(namespace) {
-            None => Network::New,
-            Some(path) => {
-                let there = fs::metadata(path).map_err(|error| {
-                    Error::Invalid(format!("network namespace {}: {error}", path.display()))
-                })?;
-                let own = fs::metadata("/proc/self/ns/net")
-                    .map_err(|error| Error::Invalid(format!("/proc/self/ns/net: {error}")))?;
-                if (there.dev(), there.ino()) == (own.dev(), own.ino()) {
-                    return unsupported(
-                        "the host's network namespace (--network=host): use a network of its own",
-                    );
-                }
-                Network::Join(path.clone())
-            }
-        },
-    };
-    let mut fresh: Vec<LinuxNamespace> = asked
-        .into_iter()
-        .map(|mut namespace| {
-            namespace.set_path(None);
-            namespace
-        })
-        .collect();
-    if !fresh
-        .iter()
-        .any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup)
-    {
-        // Without one a container would see the guest's own cgroups.
-        let mut namespace = LinuxNamespace::default();
-        namespace.set_typ(LinuxNamespaceType::Cgroup);
-        fresh.push(namespace);
-    }
-    linux.set_namespaces(Some(fresh));
-    Ok(network)
-}
-
-fn joined(namespace: &LinuxNamespace) -> Option<&PathBuf> {
-    namespace
-        .path()
-        .as_ref()
-        .filter(|path| !path.as_os_str().is_empty())
 }
 
 /// Gives every bind mount a place among the exports.

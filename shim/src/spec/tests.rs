@@ -1,14 +1,13 @@
+use oci_spec::runtime::LinuxNamespaceType;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 
-const SIZES: Vm = Vm {
-    vcpus: 2,
-    max_vcpus: 4,
-    memory_mib: 512,
-    max_memory_mib: 1024,
-};
+fn config(more: &str) -> Config {
+    let sizes = "[vm]\nvcpus = 2\nmax_vcpus = 4\nmemory_mib = 512\nmax_memory_mib = 1024\n";
+    Config::parse(&format!("{sizes}{more}"), Path::new("config.toml")).unwrap()
+}
 
 /// A spec such as `ctr run` makes.
 fn base() -> Value {
@@ -41,8 +40,12 @@ fn base() -> Value {
 }
 
 fn take(spec: Value) -> Result<Plan, Error> {
+    take_with(spec, &config(""))
+}
+
+fn take_with(spec: Value, config: &Config) -> Result<Plan, Error> {
     let spec = serde_json::from_value(spec).unwrap();
-    plan(spec, Path::new("/bundle"), "default", "c1", &SIZES)
+    plan(spec, Path::new("/bundle"), "default", "c1", config)
 }
 
 fn refusal(spec: Value) -> String {
@@ -109,8 +112,30 @@ fn defaults_stand_in_for_what_is_missing() {
     }))
     .unwrap();
     assert_eq!(plan.hostname, "c1");
-    assert_eq!(plan.cgroup, "/forkvm/default/c1");
+    assert_eq!(plan.cgroup, "/forkvm@default@c1");
     assert_eq!(plan.root, Path::new("/var/lib/docker/merged"));
+}
+
+#[test]
+fn who_names_no_user_is_root() {
+    let user_of = |process: Value| {
+        let spec = with(|spec| spec["process"] = process.clone());
+        let loaded: Spec = parse(spec.to_string().as_bytes(), "/process").unwrap();
+        let (json, _) = exec_process(process.to_string().as_bytes()).unwrap();
+        let exec: Process = serde_json::from_slice(&json).unwrap();
+        let users = [loaded.process().as_ref().unwrap(), &exec].map(|process| {
+            let user = process.user();
+            (user.uid(), user.gid())
+        });
+        assert_eq!(users[0], users[1]);
+        users[0]
+    };
+    assert_eq!(user_of(json!({"args": ["sh"], "cwd": "/"})), (0, 0));
+    assert_eq!(user_of(json!({"cwd": "/", "user": {"uid": 7}})), (7, 0));
+    let both = json!({"cwd": "/", "user": {"uid": 7, "gid": 8}});
+    assert_eq!(user_of(both), (7, 8));
+    let error = parse::<Spec>(b"{\n \"process\": {\"cwd\": 1}}", "/process").unwrap_err();
+    assert_eq!(error.line(), 2, "{error}");
 }
 
 #[test]
@@ -130,6 +155,29 @@ fn namespaces_of_the_host_are_refused_by_name() {
         }));
         assert!(message.contains(named), "{kind}: {message}");
     }
+}
+
+#[test]
+fn namespaces_of_the_host_become_own_ones_where_that_is_configured() {
+    let config = config("[containers]\nhost_namespaces = \"own\"\n");
+    let asked = |namespaces: Value| with(|spec| spec["linux"]["namespaces"] = namespaces);
+    for namespaces in [
+        json!([]),
+        json!([{"type": "mount"}]),
+        json!([{"type": "network", "path": "/proc/self/ns/net"}]),
+    ] {
+        let plan = take_with(asked(namespaces), &config).unwrap();
+        assert_eq!(plan.network, Network::New);
+        let guest = serde_json::to_value(&plan.guest).unwrap();
+        let list = guest["linux"]["namespaces"].as_array().unwrap();
+        let mut kinds: Vec<&str> = list.iter().map(|ns| ns["type"].as_str().unwrap()).collect();
+        kinds.sort_unstable();
+        assert_eq!(kinds, ["cgroup", "ipc", "mount", "network", "pid", "uts"]);
+        assert!(list.iter().all(|ns| ns.get("path").is_none()), "{list:?}");
+    }
+    let other = asked(json!([{"type": "pid", "path": "/proc/1/ns/pid"}]));
+    let message = take_with(other, &config).unwrap_err().to_string();
+    assert!(message.contains("joining another PID"), "{message}");
 }
 
 #[test]
@@ -334,7 +382,7 @@ proptest! {
     fn any_text_is_survived(text in "\\PC{0,200}") {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("config.json"), text).unwrap();
-        prop_assert!(load(folder.path(), "default", "c1", &SIZES).is_err());
+        prop_assert!(load(folder.path(), "default", "c1", &config("")).is_err());
     }
 
     /// No bind source of the host reaches the guest, whatever the options.

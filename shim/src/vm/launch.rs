@@ -72,7 +72,7 @@ impl Launcher {
         footprint: &mut Footprint,
         fault: &Fault,
     ) -> Result<Vm, AnyError> {
-        let plan = spec::load(&request.bundle, &self.namespace, &request.id, &config.vm)?;
+        let plan = spec::load(&request.bundle, &self.namespace, &request.id, config)?;
         let asked = Asked {
             namespace: &self.namespace,
             id: &request.id,

@@ -1,9 +1,13 @@
 //! What a container may not see or do, and the devices and limits it is given.
 
+use serde_json::json;
+
 use crate::{
     case::{Case, row, scenario},
+    config_file::ConfigFile,
     container::{BUSYBOX, PYTHON, ctr, docker},
     failure::Failure,
+    oci_config::OciConfig,
     scene::Scene,
 };
 
@@ -144,7 +148,23 @@ pub(super) fn cases() -> Vec<Case> {
                      grep Seccomp: /proc/self/status")
                 .stdout("tmpfs\nset\nSeccomp:\t0\n"),
         ),
+        scenario("isolation/own-namespaces-in-place-of-the-hosts", own_namespaces)
+            .alone()
+            .forkvm_only("runc shares the host's namespaces"),
     ]
+}
+
+/// What is refused by default, where the configuration allows it.
+fn own_namespaces(scene: &Scene<'_>) -> Result<(), Failure> {
+    let _config = ConfigFile::changed("[containers]\nhost_namespaces = \"own\"\n")?;
+    let script = "echo $$; ls /sys/class/net; wc -l </proc/sysvipc/shm; mount -t tmpfs x /srv || echo no mount";
+    let host = docker(BUSYBOX).option(&["--pid=host", "--ipc=host", "--network=host"]);
+    scene.run(&host.sh(script).stdout("1\nlo\n1\nno mount\n"))?;
+    let mount_alone = OciConfig::new(scene)?.with("/linux/namespaces", json!([{"type": "mount"}]));
+    let container = mount_alone.sh(script).container(scene)?;
+    scene
+        .run(&container.stdout("1\nlo\n1\nno mount\n"))
+        .map(drop)
 }
 
 /// A profile of one's own: `mkdir` alone is refused, with an error number of the profile's.
