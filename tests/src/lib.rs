@@ -1,11 +1,13 @@
 //! forkvm's end-to-end cases and figures: what `forkvm-e2e`, `forkvm-conformance`, `forkvm-figures` and `forkvm-syscalls` are made of.
 //! docs/testing.md and docs/measuring.md say how to use and extend them.
 
+pub mod bare_shim;
 pub mod case;
 pub mod config_file;
 pub mod conformance;
 pub mod container;
 pub mod failure;
+pub mod fifo;
 pub mod figures;
 pub mod leak;
 pub mod machine;

@@ -105,8 +105,11 @@ pub fn put(spec: &mut Value, pointer: &str, value: Value) {
     *at = value;
 }
 
-/// Busybox, its names, and folders that a container expects.
-fn make_root(scene: &Scene<'_>) -> Result<(), Failure> {
+/// Makes `root` in the scratch folder: busybox, its names, and folders that a container expects.
+///
+/// # Errors
+/// When it cannot be made.
+pub(crate) fn make_root(scene: &Scene<'_>) -> Result<(), Failure> {
     let root = scene.path("root");
     if root.exists() {
         return Ok(());

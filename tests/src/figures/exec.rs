@@ -98,7 +98,7 @@ fn process_that_ends() -> Result<serde_json::Value, Failure> {
 fn of_shim(client: &TaskClient, process: &serde_json::Value) -> Result<f64, Failure> {
     let exec_id = unique_name();
     let began = Instant::now();
-    client.exec(&exec_id, process)?;
+    client.exec(&exec_id, process, ["", ""])?;
     client.start(&exec_id)?;
     let took = began.elapsed();
     match client.finish(&exec_id)? {

@@ -3,6 +3,7 @@
 //! To add one, add a `row` to the topic's list; when one container does not say it, write a
 //! `scenario`. Topics are files; a new one is added to [`cases`].
 
+mod bare;
 mod config;
 mod crashes;
 mod damage;
@@ -60,6 +61,7 @@ pub fn cases() -> Vec<Case> {
         events::cases(),
         ends::cases(),
         execs::cases(),
+        bare::cases(),
         terminals::cases(),
         images::cases(),
         identity::cases(),
