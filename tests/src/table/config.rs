@@ -440,7 +440,7 @@ fn console_size(scene: &Scene<'_>) -> Result<(), Failure> {
         .option(&["--tty"]);
     let (id, running) = scene.start_with(&container, Streams::Terminal(24, 80))?;
     running.wait(scene.deadline())?.exits(0)?;
-    events.wait(scene, "/tasks/exit", &id)?;
+    events.end_of(scene, &id)?;
     let seen = scene.read(scene.path("root/tmp/seen"))?;
     let (size, release) = seen.split_once('\n').unwrap_or_default();
     scene.check_release(release.trim())?;

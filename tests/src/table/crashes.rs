@@ -91,7 +91,7 @@ fn restart_containerd(scene: &Scene<'_>) -> Result<(), Failure> {
     scene.check_kernel(Client::Ctr, &id)?;
     let events = Events::subscribe(scene)?;
     scene.ok(["ctr", "task", "kill", "--signal", "TERM", &id])?;
-    events.wait(scene, "/tasks/exit", &id)?;
+    events.end_of(scene, &id)?;
     let log = log_at_end(scene, &id, "last")?;
     ensure(log.ends_with("last\n"), || format!("the log is {log:?}"))?;
     remove_task(scene, &id, 5)?;

@@ -124,7 +124,7 @@ fn killed_when_created(scene: &Scene<'_>) -> Result<(), Failure> {
         || format!("there is no process {pid}"),
     )?;
     scene.ok(["ctr", "task", "kill", "--signal", "SIGKILL", &id])?;
-    events.wait(scene, "/tasks/exit", &id)?;
+    events.end_of(scene, &id)?;
     expect_status(scene, &id, "STOPPED")?;
     remove_task(scene, &id, 137)?;
     scene.ok(["ctr", "container", "rm", &id])?;

@@ -40,7 +40,12 @@ impl Events {
         self.until(scene, topic, id).map(drop)
     }
 
-    /// The same, and gives every line up to then.
+    /// Waits until the container's own process has ended; an exec's end names the container too.
+    pub(super) fn end_of(&self, scene: &Scene<'_>, id: &str) -> Result<(), Failure> {
+        self.wait(scene, "/tasks/exit", &format!("\"id\":\"{id}\""))
+    }
+
+    /// Every line up to an event of this topic that names `id`.
     fn until(&self, scene: &Scene<'_>, topic: &str, id: &str) -> Result<Vec<String>, Failure> {
         self.client.lines_until(
             |line| line.contains(topic) && line.contains(id),
@@ -53,7 +58,7 @@ fn in_order(scene: &Scene<'_>) -> Result<(), Failure> {
     let events = Events::subscribe(scene)?;
     let id = sleeper(scene)?;
     scene.ok(["ctr", "task", "kill", "--signal", "KILL", &id])?;
-    events.wait(scene, "/tasks/exit", &format!("\"id\":\"{id}\""))?;
+    events.end_of(scene, &id)?;
     remove_task(scene, &id, 137)?;
     scene.ok(["ctr", "container", "rm", &id])?;
     let containerd = &scene.machine.containerd;

@@ -320,7 +320,7 @@ fn mapped_at_the_end(scene: &Scene<'_>) -> Result<(), Failure> {
     let mount = bind(&scene.path_text("data"), "/data", "rbind:rw");
     let events = Events::subscribe(scene)?;
     let id = scene.detach(&ctr(PYTHON).option(&["--mount", &mount]).python(WRITES))?;
-    events.wait(scene, "/tasks/exit", &format!("\"id\":\"{id}\""))?;
+    events.end_of(scene, &id)?;
     let text = scene.read(&file)?;
     ensure(text.starts_with("start") && text.ends_with("end"), || {
         "the host does not see what was written".to_owned()

@@ -155,7 +155,7 @@ fn exec_stopped(scene: &Scene<'_>) -> Result<(), Failure> {
     wait_for_log(scene, &id, "ready")?;
     scene.check_kernel(Client::Ctr, &id)?;
     scene.ok(["ctr", "task", "kill", "--signal", "TERM", &id])?;
-    events.wait(scene, "/tasks/exit", &format!("\"id\":\"{id}\""))?;
+    events.end_of(scene, &id)?;
     let output = scene.exec(Client::Ctr, &id, ["true"])?.exits(1)?;
     expect_error(&output, &["ctr:"])?;
     let status = scene.ok(["ctr", "task", "ls"])?.text();
@@ -228,7 +228,7 @@ fn detached(scene: &Scene<'_>) -> Result<(), Failure> {
     wait_for_log(scene, &id, "first")?;
     scene.check_kernel(Client::Ctr, &id)?;
     scene.ok(["ctr", "task", "kill", "--signal", "TERM", &id])?;
-    events.wait(scene, "/tasks/exit", &id)?;
+    events.end_of(scene, &id)?;
     let log = log_at_end(scene, &id, "last")?;
     // The kernel's line comes through the other stream, at any time.
     let lines = log.lines().filter(|line| !line.starts_with("kernel "));
@@ -338,7 +338,7 @@ fn log_program(scene: &Scene<'_>) -> Result<(), Failure> {
     running.wait(scene.deadline())?.exits(0)?;
     scene.check_kernel(Client::Ctr, &id)?;
     scene.ok(["ctr", "task", "kill", "--signal", "SIGKILL", &id])?;
-    events.wait(scene, "/tasks/exit", &format!("\"id\":\"{id}\""))?;
+    events.end_of(scene, &id)?;
     remove_task(scene, &id, 137)?;
     let out = scene.path_text("out");
     wait_for_line(scene, &out, "value")?;
