@@ -68,8 +68,13 @@ get_source_17() {
 }
 
 # client_tests VERSION MODULE: builds containerd's tests from the source in $work/VERSION, in which they belong to the module in
-# the folder MODULE, with other names of images: those that our registry has.
+# the folder MODULE, with other names of images: those that our registry has. They give a containerd two or four seconds to start, which
+# says nothing of a runtime; it has a minute, as a slow processor may need it.
 client_tests() {
+    local wait='^(\s*waitCtx, \w+ := context\.WithTimeout\(.*, )[24]\*time\.Second\)' tests=$work/$1/integration/client
+    grep -qE "$wait" "$tests"/client_test.go && grep -qE "$wait" "$tests"/restart_monitor_test.go ||
+        fail "containerd's tests of $1 do not say how long they wait for containerd where they did"
+    sed -i -E "s|$wait|\1time.Minute)|" "$tests"/*_test.go
     sed -i -e "s|\(\sBusyBox:\s*\).*|\1\"$registry/test/image:1\",|" \
         -e "s|\(\sVolumeCopyUp:\s*\).*|\1\"$registry/test/layers:1\",|" \
         -e "s|\(\sVolumeOwnership:\s*\).*|\1\"$registry/test/image:1\",|" "$work/$1/integration/images/image_list.go"
