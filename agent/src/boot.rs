@@ -58,12 +58,11 @@ fn leave_initramfs() -> Error {
             "tmpfs",
             "root",
             MsFlags::MS_NODEV,
-            Some("mode=755"),
+            // Of files that are as large: the agent, so that a worker's text is two mappings and not a thousand.
+            Some("mode=755,huge=within_size"),
         )?;
         mounts::make_folder("/newroot/sbin")?;
-        let copy = format!("/newroot{AGENT}");
-        fs::copy("/init", &copy).map_err(Error::Copy)?;
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).map_err(Error::Copy)?;
+        copy_agent(&format!("/newroot{AGENT}")).map_err(Error::Copy)?;
         fs::remove_file("/init").map_err(Error::Copy)?;
         mounts::switch_root(Path::new("/newroot"))?;
         Ok(())
@@ -77,6 +76,15 @@ fn leave_initramfs() -> Error {
             .env(SWITCHED, "1"),
     );
     Error::Execute(error)
+}
+
+fn copy_agent(to: &str) -> io::Result<()> {
+    let mut from = fs::File::open("/init")?;
+    let mut copy = fs::File::create(to)?;
+    // Its size first: where a huge page would end behind the end of the file, there is none ("within_size").
+    copy.set_len(from.metadata()?.len())?;
+    io::copy(&mut from, &mut copy)?;
+    copy.set_permissions(fs::Permissions::from_mode(0o755))
 }
 
 fn set_up() -> Result<(), Error> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use forkvm_api::agent::{CreateRequest, ExecRequest, StatsResponse};
-use libcontainer::container::{Container as Runtime, ContainerStatus, State};
+use libcontainer::container::Container as Runtime;
 use oci_spec::runtime::{Capability, LinuxResources};
 
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     stats,
     stdio::{self, Connections, Owner},
     streams::Streams,
+    tenant::Tenant,
     user_namespace::Identity,
 };
 
@@ -86,6 +87,7 @@ pub(crate) struct Container {
     id: String,
     cgroup: Cgroup,
     template: Template,
+    tenant: Tenant,
     user_namespace: bool,
     init: Arc<Process>,
     stage: Mutex<Stage>,
@@ -183,6 +185,7 @@ impl Container {
             id: id.to_owned(),
             cgroup,
             template: Template::of(&prepared.spec)?,
+            tenant: Tenant::of(id, &prepared.spec, self::bundle(id).join("execs")),
             user_namespace: prepared.user_namespace,
             init: Arc::new(init),
             stage: Mutex::new(Stage::Created(launched.reports)),
@@ -290,7 +293,7 @@ impl Container {
         // In a user namespace it is root without any by now.
         let groups = spec::take_groups(&mut process);
         let connections = Connections::of(wanted, streams).await?;
-        let state = self.state_for_exec()?;
+        let state = self.tenant.state(Path::new(STATE)).map_err(Error::Files)?;
         let name = format!("exec-{}", request.exec_id);
         let file = bundle(&self.id).join(format!("{name}.json"));
         let json = serde_json::to_vec(&process).map_err(|error| Error::Files(error.into()))?;
@@ -310,22 +313,6 @@ impl Container {
         fs::remove_file(&file).map_err(Error::Files)?;
         let (launched, ends) = outcome?;
         Ok(Process::watch(launched.pid, launched.ended, ends, || ()))
-    }
-
-    /// The folder where an exec finds libcontainer's state. libcontainer refuses an exec in a container that was not started,
-    /// which runc does not, and whose namespaces are there: it finds a copy that says "running".
-    fn state_for_exec(&self) -> Result<PathBuf, Error> {
-        if matches!(*self.stage(), Stage::Running) {
-            return Ok(PathBuf::from(STATE));
-        }
-        let failed = |error| Error::Files(io::Error::other(error));
-        let folder = bundle(&self.id).join("state");
-        let copy = folder.join(&self.id);
-        fs::create_dir_all(&copy).map_err(Error::Files)?;
-        let mut state = State::load(&Path::new(STATE).join(&self.id)).map_err(failed)?;
-        state.status = ContainerStatus::Running;
-        state.save(&copy).map_err(failed)?;
-        Ok(folder)
     }
 
     /// The process `exec_id`, or init if that is empty.

@@ -27,6 +27,7 @@ mod spec;
 mod stats;
 mod stdio;
 mod streams;
+mod tenant;
 mod user_namespace;
 mod warm_up;
 mod worker;

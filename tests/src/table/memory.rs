@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    case::{Case, scenario},
+    case::{Case, row, scenario},
     container::{BUSYBOX, Container, PYTHON, ctr},
     failure::{Failure, ensure},
     figures::memory::private_dirty,
@@ -24,6 +24,14 @@ pub(super) fn cases() -> Vec<Case> {
         scenario("memory/what-is-freed-goes-back", freed),
         scenario("memory/what-was-read-goes-back", read),
         scenario("memory/one-child-gives-back-alone", one_of_two),
+        row(
+            "memory/the-agent-lies-in-huge-pages",
+            // Of the shared memory that is mapped in huge pages: the constants, and the text, which is twice as large.
+            ctr(BUSYBOX)
+                .sh("awk '/ShmemPmdMapped/ { print $2, $3 }' /proc/meminfo")
+                .stdout("6144 kB\n"),
+        )
+        .forkvm_only("runc has no agent"),
     ]
 }
 
