@@ -89,8 +89,8 @@ pub(crate) trait Backend: Send + Sync {
 pub(crate) trait Machine: Send + Sync {
     /// PID of the monitor, the task's PID for containerd.
     fn pid(&self) -> u32;
-    /// Opens the connection of one standard stream.
-    async fn stream(&self, id: u64) -> Result<UnixStream, Error>;
+    /// Opens the connections of standard input, output and error by their names; none for 0.
+    async fn streams(&self, ids: [u64; 3]) -> Result<[Option<UnixStream>; 3], Error>;
     /// Makes the container; its init process waits for `start`.
     async fn create(&self, streams: Streams) -> Result<(), crate::error::Error>;
     /// Executes the container's process.

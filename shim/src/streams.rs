@@ -24,7 +24,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 
 mod log_program;
 
@@ -298,7 +298,9 @@ pub(crate) async fn open(
     if stdio.terminal {
         // A terminal's output must be taken even if nobody wants it.
         names.stdin = next_id();
-        let (read, write) = machine.stream(names.stdin).await?.into_split();
+        let [stream, ..] = machine.streams([names.stdin, 0, 0]).await?;
+        let not_there = || machine::Error::Io(io::ErrorKind::NotConnected.into());
+        let (read, write) = stream.ok_or_else(not_there)?.into_split();
         copies.push(spawn_output(read, stdout, &outputs));
         if let Some(source) = source {
             hold = Some(source.hold);
@@ -312,19 +314,18 @@ pub(crate) async fn open(
             }));
         }
     } else {
-        if let Some(source) = source {
-            names.stdin = next_id();
-            let stream = machine.stream(names.stdin).await?;
+        let mut name = |wanted: bool| if wanted { next_id() } else { 0 };
+        names.stdin = name(source.is_some());
+        names.stdout = name(!matches!(stdout, Sink::Nowhere));
+        names.stderr = name(!matches!(stderr, Sink::Nowhere));
+        let ids = [names.stdin, names.stdout, names.stderr];
+        let [input, output, error] = machine.streams(ids).await?;
+        if let (Some(source), Some(input)) = (source, input) {
             hold = Some(source.hold);
-            copies.push(tokio::spawn(copy_input(source.fifo, stream)));
+            copies.push(tokio::spawn(copy_input(source.fifo, input)));
         }
-        for (sink, name) in [(stdout, &mut names.stdout), (stderr, &mut names.stderr)] {
-            if matches!(sink, Sink::Nowhere) {
-                continue;
-            }
-            *name = next_id();
-            let stream = machine.stream(*name).await?;
-            copies.push(spawn_output(stream, sink, &outputs));
+        for (sink, stream) in [(stdout, output), (stderr, error)] {
+            copies.extend(stream.map(|stream| spawn_output(stream, sink, &outputs)));
         }
     }
     Ok((

@@ -15,7 +15,6 @@ use forkvm_api::{STREAM_PORT, agent, agent_ttrpc::AgentClient, points, stream};
 use forkvm_vmm::{control::FailureKind, template::Template};
 use oci_spec::runtime::{ContainerState, LinuxResources};
 use tokio::{
-    io::AsyncWriteExt as _,
     net::UnixStream,
     sync::{OnceCell, watch},
     task::spawn_blocking,
@@ -235,11 +234,13 @@ impl Machine for Vm {
         self.monitor.pid()
     }
 
-    async fn stream(&self, id: u64) -> Result<UnixStream, MachineError> {
-        let connected = self.monitor.connect(STREAM_PORT).await;
-        let mut connection = connected.map_err(|error| std::io::Error::other(error.to_string()))?;
-        connection.write_all(&stream::header(id)).await?;
-        Ok(connection)
+    async fn streams(&self, ids: [u64; 3]) -> Result<[Option<UnixStream>; 3], MachineError> {
+        let wanted = ids.iter().filter(|id| **id != 0);
+        let headers: Vec<_> = wanted.map(|id| stream::header(*id)).collect();
+        let connected = self.monitor.connect_each(STREAM_PORT, &headers).await;
+        let connected = connected.map_err(|error| std::io::Error::other(error.to_string()))?;
+        let mut connected = connected.into_iter();
+        Ok(ids.map(|id| if id == 0 { None } else { connected.next() }))
     }
 
     async fn create(&self, streams: agent::Streams) -> Result<(), AnyError> {

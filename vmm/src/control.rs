@@ -35,8 +35,9 @@ pub enum Request {
     },
     /// Makes the virtual machine and runs it. Descriptors: see [`Launch`].
     Launch(Launch),
-    /// Bridges the stream socket that comes with it (one descriptor) to a vsock port on which the
-    /// guest listens. The monitor closes the socket if the guest refuses.
+    /// Bridges each stream socket that comes with it (one descriptor or more) to a connection of its own to a vsock port on
+    /// which the guest listens. What is in a socket already is what the guest reads first. The monitor closes a socket if the
+    /// guest refuses.
     Connect {
         /// The guest's port.
         port: u32,

@@ -295,7 +295,11 @@ impl Control<'_> {
     fn ask_for_page_cache(&mut self) {
         if self.page_cache.look(Instant::now())
             && let Some(stream) = self.page_cache.ask()
-            && let Err(error) = self.running.shared().devices.connect(RECLAIM_PORT, stream)
+            && let Err(error) = self
+                .running
+                .shared()
+                .devices
+                .connect(RECLAIM_PORT, [stream])
         {
             log::warn!("the guest cannot be asked for its page cache: {error}");
         }
@@ -304,7 +308,7 @@ impl Control<'_> {
     /// Whether the machine has come to its end.
     fn request(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<bool, Error> {
         let expected = match request {
-            Request::Connect { .. } => 1,
+            Request::Connect { .. } => fds.len().max(1),
             Request::Freeze => 2,
             Request::Launch(_)
             | Request::StopAt { .. }
@@ -323,13 +327,10 @@ impl Control<'_> {
                 Err(Error::Invalid("a machine is launched once".into()))
             }
             Request::Connect { port } => {
-                let Some(stream) = fds.into_iter().next() else {
-                    return Ok(false);
-                };
                 let devices = &self.running.shared().devices;
-                let result = devices.connect(port, UnixStream::from(stream));
+                let result = devices.connect(port, fds.into_iter().map(UnixStream::from));
                 if let Err(error) = result {
-                    // The stream is closed, which is the answer.
+                    // The streams that are not connected are closed, which is the answer.
                     log::warn!("connection to port {port}: {error}");
                 }
                 Ok(false)

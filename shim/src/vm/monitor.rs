@@ -1,6 +1,7 @@
 //! The monitor's process and its control socket, for tokio.
 
 use std::{
+    io::Write as _,
     os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     os::unix::process::ExitStatusExt as _,
     path::Path,
@@ -8,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use forkvm_api::stream;
 use forkvm_vmm::{
     control::{Event, FailureKind, Request, TimePoint, describe, socket::Socket},
     written::Written,
@@ -48,6 +50,18 @@ struct Progress {
     stopped: Option<String>,
     written: Option<Written>,
     paused: bool,
+}
+
+/// Our end of a new connection and the monitor's, which reads `header` first.
+fn pair(header: &[u8]) -> Result<(UnixStream, OwnedFd), Error> {
+    let make = || {
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        // An empty socket takes a few bytes at once.
+        ours.write_all(header)?;
+        ours.set_nonblocking(true)?;
+        Ok((UnixStream::from_std(ours)?, theirs.into()))
+    };
+    make().map_err(|error| Error::Control(forkvm_vmm::control::socket::Error::Io(error)))
 }
 
 /// The control socket, as tokio waits for it.
@@ -182,12 +196,25 @@ impl Monitor {
 
     /// A connection to a port on which the guest listens. A refusal ends it.
     pub(super) async fn connect(&self, port: u32) -> Result<UnixStream, Error> {
-        let socket = |error| Error::Control(forkvm_vmm::control::socket::Error::Io(error));
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(socket)?;
-        ours.set_nonblocking(true).map_err(socket)?;
-        let ours = UnixStream::from_std(ours).map_err(socket)?;
-        self.send(&Request::Connect { port }, &[theirs.into()])
-            .await?;
+        let (ours, theirs) = pair(&[])?;
+        self.send(&Request::Connect { port }, &[theirs]).await?;
+        Ok(ours)
+    }
+
+    /// The same for each header, which the guest reads first. All are asked for at once, and the header is there before, so
+    /// that the guest is interrupted once.
+    pub(super) async fn connect_each(
+        &self,
+        port: u32,
+        headers: &[[u8; stream::HEADER_LEN]],
+    ) -> Result<Vec<UnixStream>, Error> {
+        if headers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pairs = headers.iter().map(|header| pair(header));
+        let pairs: Vec<_> = pairs.collect::<Result<_, _>>()?;
+        let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        self.send(&Request::Connect { port }, &theirs).await?;
         Ok(ours)
     }
 

@@ -363,11 +363,15 @@ impl Devices {
         Some((self.transports.get(slot)?.as_ref()?, offset % MMIO_SIZE))
     }
 
-    /// Connects `stream` to a vsock port of the guest. Bytes and half-closes pass both ways. If
-    /// the guest refuses, `stream` is closed. Does not wait for the guest.
-    pub fn connect(&self, port: u32, stream: UnixStream) -> Result<(), Error> {
+    /// Connects each stream to a vsock port of the guest. Bytes and half-closes pass both ways. If
+    /// the guest refuses, a stream is closed. Does not wait for the guest.
+    pub fn connect(
+        &self,
+        port: u32,
+        streams: impl IntoIterator<Item = UnixStream>,
+    ) -> Result<(), Error> {
         lock(&self.vsock)
-            .connect(port, stream)
+            .connect(port, streams)
             .map_err(|source| Error::Connect { port, source })
     }
 

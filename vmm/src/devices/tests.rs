@@ -245,7 +245,7 @@ fn a_connection_keeps_the_machine_from_being_frozen() {
     let devices = Devices::assemble(memory, &bench, backends(), None).unwrap();
     devices.start().unwrap();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
-    devices.connect(1024, theirs).unwrap();
+    devices.connect(1024, [theirs]).unwrap();
     let error = devices.quiesce().unwrap_err().to_string();
     assert!(
         error.starts_with("device 0 cannot be frozen: vsock connection from host port"),

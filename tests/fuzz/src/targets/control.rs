@@ -123,6 +123,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         (launch(fork, Purpose::Run, &["rootfs", "vol-0"]), 7),
         (launch(boot, Purpose::Freeze, &[]), 4),
         (Request::Connect { port: 1024 }, 1),
+        (Request::Connect { port: 1025 }, 3),
         (Request::Pause, 0),
         (Request::Resume, 0),
         (Request::Written, 0),

@@ -87,7 +87,7 @@ impl Host<'_> {
             if self.streams.len() < STREAMS {
                 let (ours, theirs) = UnixStream::pair().expect("a stream");
                 ours.set_nonblocking(true).expect("a stream");
-                let connected = guest.machine.devices().connect(which.into(), theirs);
+                let connected = guest.machine.devices().connect(which.into(), [theirs]);
                 connected.expect("fewer connections than the bound");
                 self.streams.push(ours);
             }

@@ -174,7 +174,7 @@ impl World {
         ours.set_nonblocking(true).expect("a stream");
         let devices = self.guest.machine.devices();
         devices
-            .connect(guest_port, theirs)
+            .connect(guest_port, [theirs])
             .expect("fewer than the bound");
         self.connections.push(Connection {
             stream: Some(ours),

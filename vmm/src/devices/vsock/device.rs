@@ -43,18 +43,24 @@ impl Vsock {
         }
     }
 
-    /// Connects `stream` to a port of the guest. Does not wait: when the guest accepts, bytes
+    /// Connects each stream to a port of the guest. Does not wait: when the guest accepts, bytes
     /// start to pass; if it refuses, the stream is closed. What is written to the stream before
-    /// is not lost. The request is sent from here, in the caller's thread, once the driver is
-    /// there.
-    pub fn connect(&mut self, port: u32, stream: UnixStream) -> Result<(), ConnectError> {
-        self.multiplexer.connect(port, stream)?;
+    /// is not lost. The requests are sent from here, in the caller's thread, with one interrupt, once
+    /// the driver is there. At an error that stream and those behind it are closed.
+    pub fn connect(
+        &mut self,
+        port: u32,
+        streams: impl IntoIterator<Item = UnixStream>,
+    ) -> Result<(), ConnectError> {
+        let connected = streams
+            .into_iter()
+            .try_for_each(|stream| self.multiplexer.connect(port, stream));
         if let Err(error) = self.work(false) {
             // The event loop will find the same and take the device out of service.
             log::debug!("vsock: {error}");
             self.queues.iter().for_each(Virtqueue::reschedule);
         }
-        Ok(())
+        connected
     }
 
     /// Connections, and the most bytes that one of them holds for a slow reader.

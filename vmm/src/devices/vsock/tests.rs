@@ -189,7 +189,7 @@ impl Machine {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         self.refill();
-        self.device.connect(port, theirs).unwrap();
+        self.device.connect(port, [theirs]).unwrap();
         let packets = self.received();
         let [(request, _)] = &packets[..] else {
             panic!("{packets:?}")

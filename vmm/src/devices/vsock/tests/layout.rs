@@ -55,7 +55,7 @@ fn a_buffer_may_be_laid_out_in_any_way() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     stream = ours;
     machine.rx.offer(&[(at, 20, true), (at + 20, 30, true)]);
-    machine.device.connect(5, theirs).unwrap();
+    machine.device.connect(5, [theirs]).unwrap();
     assert_eq!(machine.rx.take_used().unwrap().1, 44);
     let request: Header = machine.memory.read_obj(GuestAddress(at)).unwrap();
     let guest = Guest {

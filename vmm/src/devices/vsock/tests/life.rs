@@ -9,7 +9,7 @@ fn the_number_of_connections_is_bounded() {
     let refused = loop {
         let (ours, theirs) = UnixStream::pair().unwrap();
         streams.push(ours);
-        if let Err(error) = machine.device.connect(5, theirs) {
+        if let Err(error) = machine.device.connect(5, [theirs]) {
             break error;
         }
     };
@@ -34,7 +34,7 @@ fn a_broken_ring_is_an_error_and_connecting_is_not() {
     let mut machine = Machine::new();
     machine.rx.set_available_index(1000);
     let (_ours, theirs) = UnixStream::pair().unwrap();
-    machine.device.connect(5, theirs).unwrap();
+    machine.device.connect(5, [theirs]).unwrap();
     assert!(
         machine.board.rescheduled(RX),
         "the event loop is to find it"

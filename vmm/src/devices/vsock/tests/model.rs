@@ -240,7 +240,7 @@ proptest! {
             .map(|_| {
                 let (ours, theirs) = UnixStream::pair().unwrap();
                 ours.set_nonblocking(true).unwrap();
-                machine.device.connect(5, theirs).unwrap();
+                machine.device.connect(5, [theirs]).unwrap();
                 ours
             })
             .collect();
@@ -284,7 +284,7 @@ proptest! {
         let mut machine = Machine::new();
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        machine.device.connect(5, theirs).unwrap();
+        machine.device.connect(5, [theirs]).unwrap();
         for (transmit, pieces) in chains {
             let queue = if transmit { &mut machine.tx } else { &mut machine.rx };
             while queue.take_used().is_some() {}

@@ -18,11 +18,38 @@ fn a_request_goes_out_with_the_connection() {
 }
 
 #[test]
+fn connections_that_are_asked_for_at_once_take_one_interrupt() {
+    let mut machine = Machine::new();
+    machine.refill();
+    let mut pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
+    for (ours, _) in &mut pairs {
+        ours.write_all(b"header").unwrap();
+    }
+    let (_ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    machine.device.connect(1025, theirs).unwrap();
+    assert_eq!(machine.board.interrupts(), 1);
+    let requests = machine.received();
+    assert_eq!(requests.len(), 3);
+    machine.refill();
+    for (request, _) in requests {
+        assert_eq!((request.op, request.dst_port), (op::REQUEST, 1025));
+        let guest = Guest {
+            request,
+            buffer: 4096,
+            forwarded: 0,
+        };
+        machine.send(guest.packet(op::RESPONSE), &[]);
+    }
+    let first: Vec<_> = machine.received().into_iter().map(|(_, it)| it).collect();
+    assert_eq!(first, [b"header"; 3]);
+}
+
+#[test]
 fn a_request_waits_for_the_driver_and_for_a_buffer() {
     let mut machine = Machine::new();
     machine.device.reset();
     let (mut stream, theirs) = UnixStream::pair().unwrap();
-    machine.device.connect(1, theirs).unwrap();
+    machine.device.connect(1, [theirs]).unwrap();
     // Readiness is told once, and must not be forgotten until it is of use.
     stream.write_all(b"early").unwrap();
     machine.settle();
@@ -119,7 +146,7 @@ fn an_abandoned_request_is_reset() {
 fn an_abandoned_request_that_was_never_sent_is_forgotten() {
     let mut machine = Machine::new();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    machine.device.connect(5, theirs).unwrap();
+    machine.device.connect(5, [theirs]).unwrap();
     drop(ours);
     machine.settle();
     machine.refill();
