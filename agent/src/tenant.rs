@@ -11,7 +11,7 @@ use std::{
 };
 
 use libcontainer::container::{ContainerStatus, State};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::json;
 
 /// A container as libcontainer's tenant sees it.
@@ -61,14 +61,21 @@ impl Tenant {
 }
 
 /// Of a container's config.json what libcontainer's tenant_builder.rs reads. A process comes with each exec, and mounts, paths,
-/// limits, hooks, host name and the offsets of its clocks the container has by now.
+/// limits, hooks, host name and the offsets of its clocks the container has by now. A user namespace the executor enters
+/// (`crate::user_namespace`): libcontainer leaves it out too, but would ask for its mappings.
 fn config(spec: &Spec) -> serde_json::Value {
     let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+    let namespaces: Vec<_> = namespaces
+        .into_iter()
+        .flatten()
+        .filter(|namespace| namespace.typ() != LinuxNamespaceType::User)
+        .collect();
     json!({
         "ociVersion": spec.version(),
         "root": spec.root(),
         "linux": {
-            "namespaces": linux.and_then(|linux| linux.namespaces().as_ref()),
+            "namespaces": namespaces,
             "cgroupsPath": linux.and_then(|linux| linux.cgroups_path().as_ref()),
             "personality": linux.and_then(|linux| linux.personality().as_ref()),
         },
@@ -88,7 +95,8 @@ mod tests {
             "mounts": [{"destination": "/proc", "type": "proc"}],
             "annotations": {"a": "b"},
             "linux": {
-                "namespaces": [{"type": "pid"}, {"type": "uts"}, {"type": "mount"}],
+                "namespaces": [{"type": "pid"}, {"type": "user"}, {"type": "mount"}],
+                "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}],
                 "cgroupsPath": "/containers/one",
                 "personality": {"domain": "LINUX32"},
                 "maskedPaths": ["/proc/kcore"],
@@ -117,7 +125,9 @@ mod tests {
         let (given, linux) = (spec(), config.linux().clone().unwrap());
         assert_eq!(config.root(), given.root());
         let given_linux = given.linux().clone().unwrap();
-        assert_eq!(linux.namespaces(), given_linux.namespaces());
+        let kinds = linux.namespaces().clone().unwrap_or_default();
+        let kinds: Vec<_> = kinds.iter().map(|namespace| namespace.typ()).collect();
+        assert_eq!(kinds, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount]);
         assert_eq!(linux.cgroups_path(), given_linux.cgroups_path());
         assert_eq!(linux.personality(), given_linux.personality());
         assert!(config.process().is_none() && config.mounts().is_none());
