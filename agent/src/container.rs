@@ -185,7 +185,7 @@ impl Container {
             id: id.to_owned(),
             cgroup,
             template: Template::of(&prepared.spec)?,
-            tenant: Tenant::of(id, &prepared.spec, self::bundle(id).join("execs")),
+            tenant: Tenant::of(id, &prepared.spec, bundle.join("execs")),
             user_namespace: prepared.user_namespace,
             init: Arc::new(init),
             stage: Mutex::new(Stage::Created(launched.reports)),

@@ -21,7 +21,7 @@ pub(crate) struct Tenant {
     /// The folder for its files.
     folder: PathBuf,
     config: Vec<u8>,
-    /// Whether the files are there. Held while they are written.
+    /// Whether the files are there. Held while they are written, to a tmpfs.
     made: Mutex<bool>,
 }
 
@@ -45,13 +45,12 @@ impl Tenant {
             let state = states.join(&self.id);
             fs::create_dir_all(&state)?;
             fs::write(self.folder.join("config.json"), &self.config)?;
-            let load = State::load(&own.join(&self.id)).map_err(io::Error::other)?;
             let shown = State {
                 status: ContainerStatus::Running,
                 bundle: self.folder.clone(),
                 annotations: None,
                 created: None,
-                ..load
+                ..State::load(&own.join(&self.id)).map_err(io::Error::other)?
             };
             shown.save(&state).map_err(io::Error::other)?;
             *made = true;

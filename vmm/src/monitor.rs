@@ -308,6 +308,7 @@ impl Control<'_> {
     /// Whether the machine has come to its end.
     fn request(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<bool, Error> {
         let expected = match request {
+            // As many as come, but one at least.
             Request::Connect { .. } => fds.len().max(1),
             Request::Freeze => 2,
             Request::Launch(_)
